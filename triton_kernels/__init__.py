@@ -1,0 +1,1 @@
+"""Triton kernels, installed as `fp8sim.triton_kernels`."""
