@@ -1,4 +1,4 @@
-"""Builds `fp8sim._core` (C++, everywhere) and `fp8sim._cuda` (where nvcc is found); installs triton_kernels/ inside fp8sim.
+"""Builds `fp8sim._core` (C++) and, where nvcc is found, `fp8sim._cuda`; installs triton_kernels/ inside fp8sim.
 
 Environment:
   FP8SIM_CUDA      auto (default): build `fp8sim._cuda` if nvcc is found; 0: never; 1: fail if nvcc is missing
@@ -10,6 +10,7 @@ import platform
 import shlex
 import shutil
 import subprocess
+import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -93,11 +94,11 @@ class BuildExt(build_ext):
     """Compiles each source with the flags of its instruction set, several at a time; .cu files go through nvcc."""
 
     def run(self) -> None:
-        built = " and ".join(ext.name for ext in self.extensions)
-        nvcc = find_nvcc()
-        print(
-            f"fp8sim: building {built} (nvcc: {nvcc or 'not found'}, FP8SIM_CUDA={os.environ.get('FP8SIM_CUDA', 'auto')})"
-        )
+        headers = sysconfig.get_path("include")
+        if not Path(headers, "Python.h").exists():
+            raise SystemExit(f"no Python.h in {headers}: install Python's development headers, e.g. python3-dev")
+        names = " ".join(ext.name for ext in self.extensions)
+        print(f"fp8sim: building {names} (nvcc: {find_nvcc() or 'not found'})")
         super().run()
 
     def build_extension(self, ext: Extension) -> None:

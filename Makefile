@@ -1,0 +1,60 @@
+# Every target sets up what it needs in .venv. PYTHON=python3.12 chooses the interpreter, ARGS="..." is passed through.
+PYTHON ?= python3
+ARGS   ?=
+VENV   := .venv
+RUN    := $(VENV)/bin/python
+PIP    := $(RUN) -m pip --disable-pip-version-check -qq
+
+DEPENDENCIES := $(VENV)/.dependencies-installed
+INSTALLED    := $(VENV)/.fp8sim-installed
+
+.PHONY: help validate test test-full bench lint format install clean
+help:
+	@echo "make validate   does the scaling rule hold, and do the kernels compute what they claim?  ARGS=\"--text FILE\""
+	@echo "make test       format, lint, types and the fast tests;  make test-full adds the exhaustive ones"
+	@echo "make bench      benchmarks;  make lint, format, install, clean"
+
+validate: $(INSTALLED)
+	@$(VENV)/bin/fp8sim validate $(ARGS)
+
+test: lint
+	$(RUN) -m pytest -q -n 2 $(ARGS)
+
+test-full: lint
+	$(RUN) -m pytest -q -n 2 -m "" --timeout 3600 $(ARGS)
+
+bench: $(INSTALLED)
+	$(RUN) -m benchmarks.run $(ARGS)
+
+lint: $(INSTALLED)
+	$(RUN) -m ruff format --check --quiet . || { echo "run: make format"; exit 1; }
+	$(RUN) -m ruff check --quiet .
+	$(RUN) -m mypy
+
+format: $(INSTALLED)
+	$(RUN) -m ruff format .
+	$(RUN) -m ruff check --fix .
+
+install: $(INSTALLED)
+
+$(INSTALLED): $(DEPENDENCIES) setup.py $(wildcard csrc/*/*)
+	@echo "building fp8sim ..."
+	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# triton is pinned apart: a CUDA build of torch brings the triton that it needs, a CPU build brings none.
+$(DEPENDENCIES): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("fp8sim needs Python 3.11 or later, and $(PYTHON) is " + sys.version.split()[0] + ": name another one, e.g. make PYTHON=python3.11")'
+	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	@echo "installing the pinned requirements in $(VENV) ..."
+	@grep -v '^triton==' constraints.txt > $(VENV)/constraints.txt
+	@$(PIP) install --constraint $(VENV)/constraints.txt setuptools wheel pybind11
+	@$(PIP) install --constraint $(VENV)/constraints.txt --no-build-isolation --editable '.[dev]'
+	@$(RUN) -c 'import importlib.util, sys; sys.exit(sys.platform == "linux" and not importlib.util.find_spec("triton"))' \
+	    || $(PIP) install "$$(grep '^triton==' constraints.txt)" \
+	    || echo "triton is not installable here: the simulator works without it, the Triton kernels are not checked"
+	@touch $@ $(INSTALLED)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info fp8sim/*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +
