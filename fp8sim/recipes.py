@@ -1,0 +1,227 @@
+"""Recipes: which quantizer each operand of each GEMM of a linear layer gets, and what goes with it. Data only.
+
+A layer has three GEMMs, named as everywhere in fp8sim:
+
+    output      [T, O] = input [T, I]       @ weight^T [I, O]
+    grad_input  [T, I] = grad_output [T, O] @ weight   [O, I]
+    grad_weight [O, I] = grad_output^T [O, T] @ input  [T, I]
+
+To add a recipe, add one entry to `RECIPES`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from fp8sim import quantizers
+from fp8sim.formats import parse as parse_format
+from fp8sim.quantizers import Quantizer
+from fp8sim.rounding import Overflow
+
+GEMM_OPERANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {
+        "output": ("input", "weight"),
+        "grad_input": ("grad_output", "weight"),
+        "grad_weight": ("grad_output", "input"),
+    }
+)
+"""The two operands of each GEMM, in order."""
+
+ACCUMULATIONS = ("native", "float32", "float32.sequential")
+"""How a GEMM adds: what the backend does; BLAS in float32; one product after the other in float32, K ascending."""
+
+PARAMETRIZATIONS = ("standard", "unit_scaled")
+"""Where scale lives: in the initialisation of weights; in constant factors on operations (unit scaling)."""
+
+ROLES = ("hidden", "readout")
+"""What a linear layer is in a model; a recipe may keep some in high precision."""
+
+
+def _one_of(argument: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{argument}={value!r}: use one of {', '.join(allowed)}")
+
+
+@dataclass(frozen=True)
+class GemmRecipe:
+    """One GEMM: a quantizer for each operand, in the order of `GEMM_OPERANDS`, and how products are added.
+
+    Attributes:
+        first, second: quantizers; None leaves the operand as it is.
+        accumulate: one of `ACCUMULATIONS`.
+        dtype: dtype of the result; None is the dtype of the operands.
+    """
+
+    first: Quantizer | None = None
+    second: Quantizer | None = None
+    accumulate: str = "native"
+    dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        _one_of("accumulate", self.accumulate, ACCUMULATIONS)
+        if self.dtype is not None:
+            _one_of("dtype", self.dtype, ("float32", "float16", "bfloat16", "float64"))
+
+    def without_casts(self) -> GemmRecipe:
+        """The same GEMM on unquantized operands."""
+        return dataclasses.replace(self, first=None, second=None, accumulate="float32")
+
+
+@dataclass(frozen=True)
+class LossScaling:
+    """The factor on the loss before the backward pass, divided out of the gradients before the optimizer step."""
+
+    factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.factor) and self.factor > 0):
+            raise ValueError(f"factor={self.factor}: a loss scale is a positive finite number")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a low-precision training recipe says about linear layers.
+
+    Attributes:
+        name: a label; unnamed variants keep the label of what they came from.
+        output, grad_input, grad_weight: the three GEMMs.
+        parametrization: one of `PARAMETRIZATIONS`.
+        loss_scaling: read by the training loop alone.
+        high_precision: roles of linear layers whose operands are not quantized.
+        expected_to_hold: whether `fp8sim validate` fails when its scaling rule does not hold; baselines say False.
+
+    Raises:
+        ValueError: an unknown parametrization, role or accumulation.
+    """
+
+    name: str
+    output: GemmRecipe = GemmRecipe()
+    grad_input: GemmRecipe = GemmRecipe()
+    grad_weight: GemmRecipe = GemmRecipe()
+    parametrization: str = "standard"
+    loss_scaling: LossScaling = LossScaling()
+    high_precision: tuple[str, ...] = ()
+    expected_to_hold: bool = False
+
+    def __post_init__(self) -> None:
+        _one_of("parametrization", self.parametrization, PARAMETRIZATIONS)
+        for role in self.high_precision:
+            _one_of("high_precision", role, ROLES)
+
+    @property
+    def is_unit_scaled(self) -> bool:
+        """Whether operations carry the constant factors of unit scaling."""
+        return self.parametrization == "unit_scaled"
+
+    def gemm(self, name: str) -> GemmRecipe:
+        """The recipe of the GEMM `name`, one of `GEMM_OPERANDS`. ValueError for another name."""
+        _one_of("gemm", name, tuple(GEMM_OPERANDS))
+        return {"output": self.output, "grad_input": self.grad_input, "grad_weight": self.grad_weight}[name]
+
+    def without_casts(self) -> Recipe:
+        """The same recipe with every operand unquantized and float32 accumulation: the reference of its gradients."""
+        gemms = {name: self.gemm(name).without_casts() for name in GEMM_OPERANDS}
+        return dataclasses.replace(self, name=f"{self.name} without casts", **gemms)  # type: ignore[arg-type]
+
+    def for_role(self, role: str) -> Recipe:
+        """This recipe, or its high-precision form if it keeps layers of that role in high precision."""
+        _one_of("role", role, ROLES)
+        return self.without_casts() if role in self.high_precision else self
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dictionaries, strings and numbers, ready for JSON or YAML; `from_dict` inverts it."""
+        plain = dataclasses.asdict(self)
+        for name in GEMM_OPERANDS:
+            gemm = self.gemm(name)
+            plain[name]["first"] = None if gemm.first is None else str(gemm.first)
+            plain[name]["second"] = None if gemm.second is None else str(gemm.second)
+        return {**plain, "high_precision": list(self.high_precision)}
+
+    def __str__(self) -> str:
+        if RECIPES.get(self.name) == self:
+            return self.name
+        return json.dumps(self.to_dict(), separators=(",", ":"), sort_keys=True)
+
+
+def from_dict(plain: Mapping[str, Any]) -> Recipe:
+    """The recipe that `Recipe.to_dict` wrote. ValueError names an unknown or misplaced key."""
+    fields = dict(plain)
+    try:
+        for name in GEMM_OPERANDS:
+            gemm = dict(fields.get(name, {}))
+            for operand in ("first", "second"):
+                text = gemm.get(operand)
+                gemm[operand] = None if text is None else quantizers.parse(text)
+            fields[name] = GemmRecipe(**gemm)
+        fields["loss_scaling"] = LossScaling(**fields.get("loss_scaling", {}))
+        fields["high_precision"] = tuple(fields.get("high_precision", ()))
+        return Recipe(**fields)
+    except TypeError as error:
+        raise ValueError(f"no recipe can be made of {dict(plain)!r}: {error}") from error
+
+
+@functools.cache
+def parse(text: str | Recipe) -> Recipe:
+    """The recipe that `text` names, or whose `str()` it is.
+
+    Raises:
+        ValueError: no such recipe; the message lists the names.
+    """
+    if isinstance(text, Recipe):
+        return text
+    if text in RECIPES:
+        return RECIPES[text]
+    if text.startswith("{"):
+        return from_dict(json.loads(text))
+    raise ValueError(f"unknown recipe {text!r}: use one of {', '.join(RECIPES)}")
+
+
+def uniform(name: str, forward: Quantizer | None, gradient: Quantizer | None, **other: Any) -> Recipe:
+    """A recipe that casts every input and weight with `forward` and every grad_output with `gradient`."""
+    return Recipe(
+        name,
+        output=GemmRecipe(forward, forward),
+        grad_input=GemmRecipe(gradient, forward),
+        grad_weight=GemmRecipe(gradient, forward),
+        **other,
+    )
+
+
+_BF16 = Quantizer(parse_format("bf16"), overflow=Overflow.INFINITY)
+_FP16 = Quantizer(parse_format("fp16"), overflow=Overflow.INFINITY)
+_E4M3 = Quantizer(parse_format("e4m3"))
+_E5M2 = Quantizer(parse_format("e5m2"))
+
+RECIPES: Mapping[str, Recipe] = MappingProxyType(
+    {
+        recipe.name: recipe
+        for recipe in (
+            uniform("fp32", None, None, expected_to_hold=True),
+            uniform("bf16", _BF16, _BF16, expected_to_hold=True),
+            # FP16 without loss scaling (Micikevicius et al. 2018, section 3.2, before its remedy).
+            uniform("fp16", _FP16, _FP16),
+            # E4M3 for inputs and weights, E5M2 for gradients (Micikevicius et al. 2022), and no scale factor at all.
+            uniform("fp8_naive", _E4M3, _E5M2),
+            uniform("fp8_loss_scaled", _E4M3, _E5M2, loss_scaling=LossScaling(4096.0)),
+            # Unit scaling (Blake et al. 2023) without and with FP8; embedding and readout stay in high precision as
+            # in u-muP (Blake et al. 2024, section 4.3).
+            uniform("unit_scaled", None, None, parametrization="unit_scaled", expected_to_hold=True),
+            uniform(
+                "unit_scaled_fp8",
+                _E4M3,
+                _E5M2,
+                parametrization="unit_scaled",
+                high_precision=("readout",),
+                expected_to_hold=True,
+            ),
+        )
+    }
+)
+"""The named recipes."""

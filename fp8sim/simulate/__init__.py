@@ -1,0 +1,1 @@
+"""Each operation as its definition: readable like the paper it comes from, on CPU tensors, bit for bit."""

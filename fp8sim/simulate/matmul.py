@@ -1,0 +1,103 @@
+"""A GEMM as its definition: quantize both operands, multiply, add, scale."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from fp8sim.quantizers import Quantizer
+
+
+@dataclass(frozen=True)
+class GemmEvent:
+    """What one simulated GEMM was given, what it multiplied and what came out.
+
+    Attributes:
+        layer: the name that the caller gave the operation; empty if it gave none.
+        gemm: "output", "grad_input" or "grad_weight".
+        given: the operands [..., M, K] and [..., K, N] before quantization.
+        used: the operands that entered the products.
+        quantizers: what each operand was to be quantized with.
+        scale: the factor on the sum.
+        result: [..., M, N].
+    """
+
+    layer: str
+    gemm: str
+    given: tuple[torch.Tensor, torch.Tensor]
+    used: tuple[torch.Tensor, torch.Tensor]
+    quantizers: tuple[Quantizer | None, Quantizer | None]
+    scale: float
+    result: torch.Tensor
+
+
+_observers: list[Callable[[GemmEvent], None]] = []
+
+
+@contextlib.contextmanager
+def observe(observer: Callable[[GemmEvent], None]) -> Iterator[None]:
+    """Call `observer` with every GEMM simulated inside the `with` block, forward and backward."""
+    _observers.append(observer)
+    try:
+        yield
+    finally:
+        _observers.remove(observer)
+
+
+def gemm(
+    a: torch.Tensor,
+    b: torch.Tensor,
+    *,
+    quantizers: tuple[Quantizer | None, Quantizer | None] = (None, None),
+    scale: float = 1.0,
+    accumulate: str = "native",
+    dtype: torch.dtype | None = None,
+    layer: str = "",
+    name: str = "output",
+) -> torch.Tensor:
+    """scale * sum_k q_a(a)[m, k] * q_b(b)[k, n].
+
+    Products and sums are float32 (float64 for float64 operands); the factor multiplies the finished sum, and the
+    result is rounded once to `dtype`.
+
+    Args:
+        a: [..., M, K]. b: [..., K, N]; leading dimensions broadcast.
+        quantizers: of a and b; None leaves the operand as it is.
+        accumulate: "native" and "float32" are BLAS; "float32.sequential" adds in the order of k.
+        dtype: of the result; None is that of `a`.
+        layer, name: what `observe` calls this GEMM.
+
+    Returns:
+        [..., M, N].
+    """
+    used = (_quantized(a, quantizers[0]), _quantized(b, quantizers[1]))
+    wide = torch.float64 if a.dtype == torch.float64 else torch.float32
+    product = _sequential if accumulate == "float32.sequential" else torch.matmul
+    result = product(used[0].to(wide), used[1].to(wide))
+    if scale != 1.0:
+        result.mul_(scale)
+    result = result.to(dtype or a.dtype)
+    for observer in _observers:
+        observer(GemmEvent(layer, name, (a, b), used, quantizers, scale, result))
+    return result
+
+
+def _quantized(x: torch.Tensor, quantizer: Quantizer | None) -> torch.Tensor:
+    """`x` on the quantizer's grid. A transposed view is quantized as it lies in memory, which saves a copy."""
+    if quantizer is None:
+        return x
+    if x.ndim >= 2 and not x.is_contiguous() and x.mT.is_contiguous():
+        return quantizer(x.mT).mT
+    return quantizer(x)
+
+
+def _sequential(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """sum_k a[m, k] * b[k, n], each product rounded, then added, k ascending."""
+    total = torch.zeros(1, dtype=a.dtype)
+    for k in range(a.shape[-1]):
+        total = total + a[..., :, k, None] * b[..., k, None, :]
+    batch = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    return total.expand(*batch, a.shape[-2], b.shape[-1]).clone()
