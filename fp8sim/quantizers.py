@@ -37,7 +37,9 @@ class Quantizer:
 
     def __post_init__(self) -> None:
         if self.rounding.is_stochastic:
-            raise ValueError(f"rounding={self.rounding.name}: a quantizer takes no random bits; use a deterministic mode")
+            raise ValueError(
+                f"rounding={self.rounding.name}: a quantizer takes no random bits; use a deterministic mode"
+            )
         resolve(self.format, self.rounding, self.overflow)
 
     def __str__(self) -> str:

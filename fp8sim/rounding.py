@@ -190,7 +190,7 @@ def _below_zero(fmt: Format, rounding: Rounding | None, overflow: Overflow) -> i
     if fmt.signed:
         return 0
     upward = rounding in (Rounding.TOWARD_ZERO, Rounding.TOWARD_POSITIVE)
-    if overflow in (Overflow.SATURATE, Overflow.SAT_PROPAGATE) or upward and overflow is Overflow.INFINITY:
+    if overflow in (Overflow.SATURATE, Overflow.SAT_PROPAGATE) or (upward and overflow is Overflow.INFINITY):
         return 0
     if fmt.nan_code is None:
         raise ValueError(f"overflow={overflow.name} turns negative numbers into NaN, and {fmt.name} has none")

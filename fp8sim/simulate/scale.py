@@ -1,7 +1,7 @@
 """The two primitives that carry unit scaling (Blake et al. 2023, section 4.1).
 
-A unit-scaled operation is `scale_fwd(f(scale_bwd(x, beta)), alpha)`: outputs multiplied by alpha, gradients by beta, and
-neither factor seen by the other pass. Factors are Python floats, applied in the dtype of the tensor.
+A unit-scaled operation is `scale_fwd(f(scale_bwd(x, beta)), alpha)`: outputs multiplied by alpha, gradients by beta,
+and neither factor seen by the other pass. Factors are Python floats, applied in the dtype of the tensor.
 """
 
 from __future__ import annotations

@@ -1,0 +1,154 @@
+"""The one table of implementations: which backends an operation has, where they run and what they promise.
+
+To add a kernel, write it under the operation's stem and add one row to `BACKENDS`. Nothing is chosen silently: without
+an explicit choice CPU tensors are simulated and CUDA tensors run the Triton kernel; a backend that cannot run is an
+error that says why and what is available.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import importlib.util
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One implementation of one operation.
+
+    Attributes:
+        op: "cast", "encode", "decode" or "gemm".
+        name: "simulate", "triton" or "cuda".
+        target: what the code runs on, in words.
+        devices: torch device types it takes.
+        converts: "integer arithmetic", or "hardware conversion" where an instruction does the rounding.
+        contract: "bitwise", or "exact-sum": bitwise where every order of additions gives the same sum, otherwise
+            within `mma.error_bound` of the exact sum.
+        implementation: "module:function", imported at first use.
+    """
+
+    op: str
+    name: str
+    target: str
+    devices: tuple[str, ...]
+    converts: str
+    contract: str
+    implementation: str
+
+    def load(self) -> Callable[..., Any]:
+        """The implementation. RuntimeError says what is missing if it cannot run here."""
+        reason = self.missing()
+        if reason is not None:
+            available = [row.name for row in rows(self.op) if row.missing() is None]
+            raise RuntimeError(f"{self.op} cannot run on {self.name!r}: {reason}. Available: {', '.join(available)}")
+        module, function = self.implementation.split(":")
+        loaded: Callable[..., Any] = getattr(importlib.import_module(module), function)
+        return loaded
+
+    def missing(self) -> str | None:
+        """Why this backend cannot run here, or None if it can."""
+        return _MISSING[self.name]()
+
+
+def _nothing() -> None:
+    return None
+
+
+def _triton_missing() -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed (pip install 'triton>=3.6')"
+    if _cuda_device_missing() is None:
+        return None
+    interpreter = importlib.import_module("fp8sim.triton_kernels.interpreter")
+    if interpreter.is_enabled():
+        return None
+    return f"{_cuda_device_missing()}, and the interpreter is off (fp8sim.triton_kernels.interpreter.enable())"
+
+
+def _cuda_missing() -> str | None:
+    if importlib.util.find_spec("fp8sim._cuda") is None:
+        return "fp8sim was built without nvcc, so there is no fp8sim._cuda (FP8SIM_CUDA=1 pip install .)"
+    return _cuda_device_missing()
+
+
+@functools.cache
+def _cuda_device_missing() -> str | None:
+    torch = importlib.import_module("torch")
+    return None if torch.cuda.is_available() else "no CUDA device"
+
+
+_MISSING: dict[str, Callable[[], str | None]] = {
+    "simulate": _nothing,
+    "triton": _triton_missing,
+    "cuda": _cuda_missing,
+}
+
+_TRITON = "Triton 3.6, sm_80 and later; the interpreter on a CPU"
+
+BACKENDS: tuple[Backend, ...] = (
+    Backend("cast", "simulate", "C++", ("cpu",), "integer arithmetic", "bitwise", "fp8sim.casting:cast"),
+    Backend("encode", "simulate", "C++", ("cpu",), "integer arithmetic", "bitwise", "fp8sim.casting:encode"),
+    Backend("decode", "simulate", "C++", ("cpu",), "integer arithmetic", "bitwise", "fp8sim.casting:decode"),
+    Backend(
+        "gemm", "simulate", "C++ and BLAS", ("cpu",), "integer arithmetic", "exact-sum", "fp8sim.simulate.matmul:gemm"
+    ),
+    Backend(
+        "cast", "triton", _TRITON, ("cuda", "cpu"), "integer arithmetic", "bitwise", "fp8sim.triton_kernels.cast:cast"
+    ),
+)
+"""Every implementation."""
+
+
+def rows(op: str) -> list[Backend]:
+    """The rows of `op`. ValueError lists the operations if there is none of that name."""
+    found = [row for row in BACKENDS if row.op == op]
+    if not found:
+        raise ValueError(f"unknown operation {op!r}: use one of {', '.join(sorted({row.op for row in BACKENDS}))}")
+    return found
+
+
+def row(op: str, name: str) -> Backend:
+    """The row of `op` on backend `name`. ValueError lists what there is."""
+    for candidate in rows(op):
+        if candidate.name == name:
+            return candidate
+    raise ValueError(f"{op} has no backend {name!r}: use one of {', '.join(r.name for r in rows(op))}")
+
+
+_chosen: str | None = None
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Run every operation called inside the `with` block on backend `name` ("simulate", "triton" or "cuda").
+
+    The choice is made when an operation runs forward; its backward pass keeps it. ValueError for an unknown name.
+    """
+    global _chosen
+    if name not in _MISSING:
+        raise ValueError(f"unknown backend {name!r}: use one of {', '.join(_MISSING)}")
+    before, _chosen = _chosen, name
+    try:
+        yield
+    finally:
+        _chosen = before
+
+
+def select(op: str, device: str) -> str:
+    """The backend on which `op` runs for tensors on `device` (a torch device type).
+
+    Raises:
+        ValueError: the chosen backend has no such operation or takes no tensors on that device.
+    """
+    name = _chosen or ("simulate" if device == "cpu" else "triton")
+    chosen = row(op, name)
+    if device not in chosen.devices:
+        raise ValueError(
+            f"{op} on backend {name!r} takes tensors on {' or '.join(chosen.devices)}, got one on {device}: move it, "
+            f"or choose another backend with fp8sim.use_backend"
+        )
+    return name

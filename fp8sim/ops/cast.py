@@ -1,0 +1,214 @@
+"""`cast`, `encode` and `decode` for NumPy arrays and torch tensors: registered, differentiable, on any backend."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from fp8sim import backends, casting, formats
+from fp8sim.formats import Format
+from fp8sim.ops.library import register
+from fp8sim.rounding import Overflow, Rounding, member, resolve
+
+_Array = TypeVar("_Array", "np.ndarray[Any, Any]", torch.Tensor)
+
+
+def _run(
+    op: str,
+    x: torch.Tensor,
+    policy: str,
+    seed: torch.Tensor | None,
+    stream: int,
+    offset: int,
+    random_bits: int,
+    on: str,
+) -> torch.Tensor:
+    """Call the implementation of `op` on backend `on`; 64-bit patterns arrive as int64."""
+    fmt, rounding, overflow = policy.split(":")
+    random: dict[str, Any] = {}
+    if seed is not None:
+        random = {"seed": int(seed) % 2**64, "stream": stream % 2**64, "offset": offset % 2**64}
+        random["random_bits"] = random_bits
+    result: torch.Tensor = backends.row(op, on).load()(x, fmt, rounding=rounding, overflow=overflow, **random)
+    return result
+
+
+def _cast_impl(x: torch.Tensor, policy: str, seed: torch.Tensor | None, *rest: Any) -> torch.Tensor:
+    return _run("cast", x, policy, seed, *rest)
+
+
+def _encode_impl(x: torch.Tensor, policy: str, seed: torch.Tensor | None, *rest: Any) -> torch.Tensor:
+    return _run("encode", x, policy, seed, *rest)
+
+
+def _decode_impl(codes: torch.Tensor, fmt: str, dtype: torch.dtype, backend: str) -> torch.Tensor:
+    result: torch.Tensor = backends.row("decode", backend).load()(codes, fmt, dtype=dtype)
+    return result
+
+
+def _cast_fake(x: torch.Tensor, *policy: Any) -> torch.Tensor:
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+
+
+def _encode_fake(x: torch.Tensor, policy: str, *rest: Any) -> torch.Tensor:
+    dtype = casting.code_dtype(formats.parse(policy.split(":")[0]))
+    return torch.empty(x.shape, dtype=getattr(torch, dtype), device=x.device)
+
+
+def _decode_fake(codes: torch.Tensor, fmt: str, dtype: torch.dtype, backend: str) -> torch.Tensor:
+    return torch.empty(codes.shape, dtype=dtype, device=codes.device)
+
+
+_POLICY = "str policy, Tensor? seed, int stream, int offset, int random_bits, str backend"
+_cast_op = register(f"cast(Tensor x, {_POLICY}) -> Tensor", _cast_impl, _cast_fake)
+_encode_op = register(f"encode(Tensor x, {_POLICY}) -> Tensor", _encode_impl, _encode_fake)
+_decode_op = register(
+    "decode(Tensor codes, str format, ScalarType dtype, str backend) -> Tensor", _decode_impl, _decode_fake
+)
+
+
+class _Cast(torch.autograd.Function):
+    """The registered cast with a straight-through gradient, itself cast if `grad_policy` says so."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, arguments: tuple[Any, ...], grad_policy: str | None) -> torch.Tensor:
+        ctx.grad_policy, ctx.backend = grad_policy, arguments[-1]
+        result: torch.Tensor = _cast_op(x, *arguments)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:  # type: ignore[override]
+        if ctx.grad_policy is not None:
+            grad = _cast_op(grad, ctx.grad_policy, None, 0, 0, 0, ctx.backend)
+        return grad, None, None
+
+
+def _policy(fmt: str | Format, rounding: Rounding | str, overflow: Overflow | str) -> str:
+    """The policy as one string. ValueError for a format, a mode or a combination that does not exist."""
+    parsed = formats.parse(fmt)
+    mode, limit = member(Rounding, rounding, "rounding"), member(Overflow, overflow, "overflow")
+    resolve(parsed, mode, limit)
+    return f"{parsed}:{mode.name}:{limit.name}"
+
+
+def _arguments(
+    op: str, x: torch.Tensor, policy: str, seed: int | torch.Tensor | None, stream: int, offset: int, random_bits: int
+) -> tuple[Any, ...]:
+    """The arguments of the registered `op` after `x`: the seed as a tensor, 64-bit patterns as int64."""
+    if seed is not None and not isinstance(seed, torch.Tensor):
+        seed = torch.tensor(_signed(seed))
+    backend = backends.select(op, x.device.type)
+    return (policy, seed, _signed(stream), _signed(offset), random_bits, backend)
+
+
+def _signed(word: int) -> int:
+    """The 64-bit pattern of `word` as int64."""
+    return (word + 2**63) % 2**64 - 2**63
+
+
+def cast(
+    x: _Array,
+    fmt: str | Format,
+    *,
+    rounding: Rounding | str = Rounding.TIES_TO_EVEN,
+    overflow: Overflow | str = Overflow.SATURATE,
+    seed: int | torch.Tensor | None = None,
+    stream: int = 0,
+    offset: int = 0,
+    random_bits: int = 32,
+    grad_format: str | Format | None = None,
+    out: _Array | None = None,
+) -> _Array:
+    """Round every element to a number of `fmt`, in the dtype of `x`: `decode(encode(x))` in one pass.
+
+    Each of float64, float32, float16 and bfloat16 is rounded once. Subnormal numbers of either side, signed zeros and
+    infinities follow `fmt` and `overflow`; NaN stays NaN, or becomes the largest number in a format without NaN.
+    The gradient is straight-through: it passes unchanged, or cast to `grad_format`.
+
+    Args:
+        x: [...], a NumPy array or torch tensor.
+        fmt: a format or its name.
+        rounding, overflow: members of `Rounding` and `Overflow` or their names.
+        seed: 64 bits, for stochastic rounding; an int64 tensor does too.
+        stream, offset: 64 bits each: which random numbers, and the index of the first element among them.
+        random_bits: random bits per element, 1 to 32.
+        grad_format: format of the gradient; ties to even, SATURATE.
+        out: [...], where to put the result, `x` itself allowed; refused when a gradient is needed.
+
+    Returns:
+        [...], of the kind and dtype of `x`; `out` if given.
+
+    Raises:
+        ValueError: an unknown format or mode, a policy that the format cannot represent, a seed that is missing or
+            unused, an `out` that does not fit.
+        TypeError: an array or dtype that cannot be cast.
+    """
+    random = {"seed": seed, "stream": stream, "offset": offset, "random_bits": random_bits}
+    if not isinstance(x, torch.Tensor):
+        return casting.cast(x, fmt, rounding=rounding, overflow=overflow, out=out, **random)
+    policy = _policy(fmt, rounding, overflow)
+    if out is not None:
+        return _cast_into(x, policy, out, random)
+    grad_policy = None if grad_format is None else _policy(grad_format, Rounding.TIES_TO_EVEN, Overflow.SATURATE)
+    result: torch.Tensor = _Cast.apply(x, _arguments("cast", x, policy, **random), grad_policy)  # type: ignore[no-untyped-call, arg-type]
+    return result
+
+
+def _cast_into(x: torch.Tensor, policy: str, out: torch.Tensor, random: dict[str, Any]) -> torch.Tensor:
+    """`cast` with `out=`, which records no gradient."""
+    if torch.is_grad_enabled() and (x.requires_grad or out.requires_grad):
+        raise ValueError("out= is refused when a gradient is needed: drop it, or call under torch.no_grad()")
+    fmt, rounding, overflow = policy.split(":")
+    load = backends.row("cast", backends.select("cast", x.device.type)).load
+    result: torch.Tensor = load()(x, fmt, rounding=rounding, overflow=overflow, out=out, **random)
+    return result
+
+
+def encode(
+    x: _Array,
+    fmt: str | Format,
+    *,
+    rounding: Rounding | str = Rounding.TIES_TO_EVEN,
+    overflow: Overflow | str = Overflow.SATURATE,
+    seed: int | torch.Tensor | None = None,
+    stream: int = 0,
+    offset: int = 0,
+    random_bits: int = 32,
+) -> _Array:
+    """The code of `fmt` that every element rounds to.
+
+    Arguments, special values and errors as for `cast`.
+
+    Returns:
+        [...], uint8; uint16 for formats above 8 bits, uint32 above 16. One code per element, in the low bits.
+    """
+    random = {"seed": seed, "stream": stream, "offset": offset, "random_bits": random_bits}
+    if not isinstance(x, torch.Tensor):
+        return casting.encode(x, fmt, rounding=rounding, overflow=overflow, **random)
+    policy = _policy(fmt, rounding, overflow)
+    result: torch.Tensor = _encode_op(x.detach(), *_arguments("encode", x, policy, **random))  # type: ignore[arg-type]
+    return result
+
+
+def decode(codes: _Array, fmt: str | Format, *, dtype: Any = None) -> _Array:
+    """The numbers that codes of `fmt` stand for.
+
+    Args:
+        codes: [...], unsigned integers as `encode` returns them.
+        fmt: a format or its name.
+        dtype: float32 (default), float64, float16 or bfloat16; a number it lacks is rounded to nearest, ties to even.
+
+    Returns:
+        [...], of the kind of `codes`. NaN codes give the quiet NaN of their sign.
+
+    Raises:
+        ValueError: an unknown format, or a code outside it.
+        TypeError: codes that are not unsigned integers, or a dtype that is not a float.
+    """
+    if not isinstance(codes, torch.Tensor):
+        return casting.decode(codes, fmt, dtype=np.float32 if dtype is None else dtype)
+    backend = backends.select("decode", codes.device.type)
+    result: torch.Tensor = _decode_op(codes, str(formats.parse(fmt)), dtype or torch.float32, backend)
+    return result

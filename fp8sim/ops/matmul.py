@@ -1,0 +1,168 @@
+"""`matmul` and `linear` with all three GEMMs by recipe: registered, differentiable, on any backend."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+
+from fp8sim import backends, quantizers, recipes
+from fp8sim.ops.library import register
+from fp8sim.quantizers import Quantizer
+from fp8sim.recipes import GemmRecipe, Recipe
+
+
+class Scales(NamedTuple):
+    """The factor on the result of each GEMM (its direction is that of a `scale_inv`: after the sum)."""
+
+    output: float = 1.0
+    grad_input: float = 1.0
+    grad_weight: float = 1.0
+
+
+def _quantizer(text: str) -> Quantizer | None:
+    return quantizers.parse(text) if text else None
+
+
+def _gemm_impl(
+    a: torch.Tensor,
+    b: torch.Tensor,
+    first: str,
+    second: str,
+    accumulate: str,
+    dtype: torch.dtype,
+    scale: float,
+    layer: str,
+    name: str,
+    backend: str,
+) -> torch.Tensor:
+    gemm = backends.row("gemm", backend).load()
+    pair = (_quantizer(first), _quantizer(second))
+    result: torch.Tensor = gemm(
+        a, b, quantizers=pair, scale=scale, accumulate=accumulate, dtype=dtype, layer=layer, name=name
+    )
+    return result
+
+
+def _gemm_fake(
+    a: torch.Tensor, b: torch.Tensor, first: str, second: str, accumulate: str, dtype: torch.dtype, *rest: Any
+) -> torch.Tensor:
+    batch = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    return torch.empty((*batch, a.shape[-2], b.shape[-1]), dtype=dtype, device=a.device)
+
+
+_gemm_op = register(
+    "gemm(Tensor a, Tensor b, str first, str second, str accumulate, ScalarType dtype, float scale, str layer, "
+    "str name, str backend) -> Tensor",
+    _gemm_impl,
+    _gemm_fake,
+)
+
+
+def _gemm(
+    name: str, a: torch.Tensor, b: torch.Tensor, gemm: GemmRecipe, scale: float, layer: str, backend: str
+) -> torch.Tensor:
+    """One GEMM by recipe: a [..., M, K], b [..., K, N] -> [..., M, N]."""
+    dtype = getattr(torch, gemm.dtype) if gemm.dtype else a.dtype
+    first, second = (str(q) if q is not None else "" for q in (gemm.first, gemm.second))
+    result: torch.Tensor = _gemm_op(a, b, first, second, gemm.accumulate, dtype, scale, layer, name, backend)
+    return result
+
+
+class _Matmul(torch.autograd.Function):
+    """a [..., M, K] @ b [..., K, N]; b is the weight of the three GEMMs, transposed."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, a: torch.Tensor, b: torch.Tensor, recipe: str, scales: Scales, layer: str, backend: str
+    ) -> torch.Tensor:
+        ctx.save_for_backward(a, b)
+        ctx.recipe, ctx.scales, ctx.layer, ctx.backend = recipe, scales, layer, backend
+        return _gemm("output", a, b, recipes.parse(recipe).output, scales[0], layer, backend)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+        a, b = ctx.saved_tensors
+        recipe, rest = recipes.parse(ctx.recipe), (ctx.layer, ctx.backend)
+        grad_a = grad_b = None
+        if ctx.needs_input_grad[0]:
+            grad_a = _gemm("grad_input", grad, b.mT, recipe.grad_input, ctx.scales[1], *rest)
+            grad_a = grad_a.sum_to_size(a.shape).to(a.dtype)
+        if ctx.needs_input_grad[1]:
+            grad_b = _gemm("grad_weight", grad.mT, a, recipe.grad_weight, ctx.scales[2], *rest).mT
+            grad_b = grad_b.sum_to_size(b.shape).to(b.dtype)
+        return grad_a, grad_b, None, None, None, None
+
+
+def matmul(
+    a: torch.Tensor,
+    b: torch.Tensor,
+    *,
+    recipe: str | Recipe = "fp32",
+    scales: Scales = Scales(),
+    name: str = "",
+) -> torch.Tensor:
+    """a @ b with operands quantized and products added as `recipe` says, in forward and backward.
+
+    In the recipe's terms `a` is the input, `b` the weight transposed.
+
+    Args:
+        a: [..., M, K]. b: [..., K, N]; leading dimensions broadcast. Floating point, on one device.
+        recipe: a recipe or its name.
+        scales: the factor on each of the three results.
+        name: what observers and messages call this operation.
+
+    Returns:
+        [..., M, N], in the dtype of `a` unless the recipe names one.
+
+    Raises:
+        ValueError: shapes, dtypes or devices that do not fit, or an unknown recipe.
+    """
+    check_operands(a, b)
+    canonical = str(recipes.parse(recipe))
+    backend = backends.select("gemm", a.device.type)
+    result: torch.Tensor = _Matmul.apply(a, b, canonical, scales, name, backend)  # type: ignore[no-untyped-call]
+    return result
+
+
+def check_operands(a: torch.Tensor, b: torch.Tensor) -> None:
+    """ValueError unless a [..., M, K] and b [..., K, N] fit and share a floating-point dtype and a device."""
+    if a.ndim < 2 or b.ndim < 2 or a.shape[-1] != b.shape[-2]:
+        raise ValueError(f"matmul takes a [..., M, K] and b [..., K, N], got a {list(a.shape)} and b {list(b.shape)}")
+    if not a.is_floating_point() or a.dtype != b.dtype or a.device != b.device:
+        raise ValueError(
+            f"a and b must share a floating-point dtype and a device, got {a.dtype} on {a.device} and {b.dtype} on "
+            f"{b.device}: convert one with .to()"
+        )
+
+
+def linear(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    recipe: str | Recipe = "fp32",
+    scales: Scales = Scales(),
+    name: str = "",
+) -> torch.Tensor:
+    """input @ weight^T + bias, as `torch.nn.functional.linear`, with the three GEMMs by recipe.
+
+    Args:
+        input: [..., I]. weight: [O, I]. bias: [O], added in the dtype of the product, or None.
+        recipe, scales, name: as for `matmul`.
+
+    Returns:
+        [..., O], in the dtype of `input` unless the recipe names one.
+
+    Raises:
+        ValueError: shapes, dtypes or devices that do not fit, or an unknown recipe.
+    """
+    if weight.ndim != 2 or input.ndim < 1 or input.shape[-1] != weight.shape[1]:
+        raise ValueError(
+            f"linear takes input [..., I] and weight [O, I], got input {list(input.shape)} and weight "
+            f"{list(weight.shape)}"
+        )
+    tokens = input.reshape(-1, input.shape[-1])
+    output = matmul(tokens, weight.mT, recipe=recipe, scales=scales, name=name)
+    output = output.reshape(*input.shape[:-1], weight.shape[0])
+    return output if bias is None else output + bias.to(output.dtype)

@@ -1,0 +1,1 @@
+"""A small language model on real text: data, model and loop."""
