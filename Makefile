@@ -29,6 +29,7 @@ bench: $(INSTALLED)
 lint: $(INSTALLED)
 	$(RUN) -m ruff format --check --quiet . || { echo "run: make format"; exit 1; }
 	$(RUN) -m ruff check --quiet .
+	@mkdir -p build/typing/fp8sim && ln -sfn ../../../triton_kernels build/typing/fp8sim/triton_kernels
 	$(RUN) -m mypy
 
 format: $(INSTALLED)
