@@ -1,0 +1,102 @@
+"""What is installed: the package, its kernels inside it, its data files, and nothing under another name."""
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = ["pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE", "fp8sim", "triton_kernels", "csrc"]
+NO_BINARIES = shutil.ignore_patterns("*.so", "__pycache__")
+
+
+def copy_sources(target: Path, *, with_cpp: bool) -> Path:
+    for name in SOURCES:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, target / name, ignore=NO_BINARIES)
+        else:
+            shutil.copy(ROOT / name, target / name)
+    if not with_cpp:
+        shutil.rmtree(target / "csrc")
+    return target
+
+
+def setup_py(directory: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "setup.py", "--quiet", *arguments]
+    return subprocess.run(command, cwd=directory, env=os.environ | environment, capture_output=True, text=True)
+
+
+def build_wheel(directory: Path, **environment: str) -> zipfile.ZipFile:
+    options = ["--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(directory / "dist")]
+    command = [sys.executable, "-m", "pip", "wheel", *options, "."]
+    done = subprocess.run(command, cwd=directory, env=os.environ | environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    [wheel] = (directory / "dist").glob("fp8sim-*.whl")
+    return zipfile.ZipFile(wheel)
+
+
+@pytest.fixture(scope="module")
+def wheel_files(tmp_path_factory):
+    """Names in a wheel built without compiling anything."""
+    return build_wheel(copy_sources(tmp_path_factory.mktemp("wheel"), with_cpp=False)).namelist()
+
+
+def test_wheel_has_the_kernels_inside_the_package(wheel_files):
+    kernels = {f"fp8sim/triton_kernels/{path.name}" for path in (ROOT / "triton_kernels").glob("*.py")}
+    assert kernels
+    assert kernels <= set(wheel_files)
+
+
+def test_wheel_has_one_top_level_name(wheel_files):
+    tops = {name.partition("/")[0] for name in wheel_files}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"fp8sim"}
+
+
+def test_wheel_has_every_python_file_and_its_data(wheel_files):
+    wanted = {
+        path
+        for pattern in ("*.py", "*.pyi", "py.typed", "*.html", "*.j2")
+        for path in ROOT.glob(f"fp8sim/**/{pattern}")
+    }
+    assert {path.relative_to(ROOT).as_posix() for path in wanted} <= set(wheel_files)
+
+
+def test_installed_kernels_are_the_top_level_folder():
+    code = "import fp8sim.triton_kernels as kernels; print(kernels.__file__)"
+    done = subprocess.run([sys.executable, "-c", code], cwd="/", capture_output=True, text=True)
+    assert Path(done.stdout.strip()) == ROOT / "triton_kernels" / "__init__.py", done.stderr
+
+
+def test_unknown_choice_of_cuda_is_an_error():
+    done = setup_py(ROOT, "--version", FP8SIM_CUDA="banana")
+    assert done.returncode != 0
+    assert "FP8SIM_CUDA='banana': expected auto" in done.stderr
+
+
+def test_missing_nvcc_is_an_error_only_if_cuda_is_required(tmp_path):
+    """A machine without nvcc: PATH holds nothing, and no CUDA home is named or found."""
+    copy_sources(tmp_path, with_cpp=False)
+    (tmp_path / "csrc" / "cuda").mkdir(parents=True)
+    (tmp_path / "csrc" / "cuda" / "cast.cu").touch()
+    text = (tmp_path / "setup.py").read_text().replace("/usr/local/cuda", str(tmp_path / "nowhere"))
+    (tmp_path / "setup.py").write_text(text)
+    bare = {"PATH": str(tmp_path), "CUDA_HOME": "", "CUDA_PATH": ""}
+    required = setup_py(tmp_path, "--version", FP8SIM_CUDA="1", **bare)
+    assert required.returncode != 0
+    assert "nvcc is not on PATH" in required.stderr
+    for choice in ("auto", "0"):
+        assert setup_py(tmp_path, "--version", FP8SIM_CUDA=choice, **bare).stdout.strip() == "0.1.0"
+
+
+@pytest.mark.full
+def test_wheel_compiles_without_a_warning_and_runs_alone(tmp_path):
+    sources = copy_sources(tmp_path, with_cpp=True)
+    wheel = build_wheel(sources, FP8SIM_CUDA="0", FP8SIM_CXXFLAGS="-Werror")
+    wheel.extractall(tmp_path / "site")
+    code = "import fp8sim, numpy; print(fp8sim.cast(numpy.float32([1.3, 1e9]), 'e4m3'))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path / "site", capture_output=True, text=True)
+    assert done.stdout.split() == ["[", "1.25", "448.", "]"], done.stderr
