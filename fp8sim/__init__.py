@@ -1,1 +1,31 @@
-"""Low-precision training, simulated bit for bit."""
+"""Low-precision training simulated bit for bit: number formats, scaling rules, and the kernels they predict.
+
+>>> import torch, fp8sim
+>>> fp8sim.cast(torch.tensor([0.3, 300.0, 1e6]), "e4m3")
+tensor([  0.3125, 288.0000, 448.0000])
+"""
+
+from importlib.metadata import version as _version
+
+from fp8sim.backends import use_backend
+from fp8sim.formats import Format, Nan
+from fp8sim.ops.cast import cast, decode, encode
+from fp8sim.recipes import Recipe
+from fp8sim.rounding import Overflow, Rounding
+from fp8sim.unit_scaling import functional
+
+__version__ = _version("fp8sim")
+
+__all__ = [
+    "Format",
+    "Nan",
+    "Overflow",
+    "Recipe",
+    "Rounding",
+    "__version__",
+    "cast",
+    "decode",
+    "encode",
+    "functional",
+    "use_backend",
+]

@@ -1,6 +1,6 @@
 """Rounding modes and overflow policies, and what a format and a policy come to in integers.
 
-Every conversion, on every backend, does the same three things in this order (P3109 v4.0, section 4.6; IEEE 754-2019, 7.4):
+Every conversion, on every backend, does the same in this order (P3109 v4.0, section 4.6; IEEE 754-2019, 7.4):
 
 1. round the magnitude as if exponents had no upper bound, giving a magnitude code that may exceed the largest one;
 2. decide overflow by comparing that code with the largest;

@@ -20,6 +20,10 @@ class Scales(NamedTuple):
     grad_weight: float = 1.0
 
 
+UNSCALED = Scales()
+"""No factor anywhere."""
+
+
 def _quantizer(text: str) -> Quantizer | None:
     return quantizers.parse(text) if text else None
 
@@ -99,7 +103,7 @@ def matmul(
     b: torch.Tensor,
     *,
     recipe: str | Recipe = "fp32",
-    scales: Scales = Scales(),
+    scales: Scales = UNSCALED,
     name: str = "",
 ) -> torch.Tensor:
     """a @ b with operands quantized and products added as `recipe` says, in forward and backward.
@@ -142,7 +146,7 @@ def linear(
     bias: torch.Tensor | None = None,
     *,
     recipe: str | Recipe = "fp32",
-    scales: Scales = Scales(),
+    scales: Scales = UNSCALED,
     name: str = "",
 ) -> torch.Tensor:
     """input @ weight^T + bias, as `torch.nn.functional.linear`, with the three GEMMs by recipe.

@@ -1,4 +1,4 @@
-"""A character model of GELU-MLP blocks: small enough for a CPU, with the three GEMMs of every linear layer by recipe."""
+"""A character model of GELU-MLP blocks, small enough for a CPU, with every linear layer by recipe."""
 
 from __future__ import annotations
 
@@ -29,6 +29,9 @@ class ModelSize:
     width: int = 256
     blocks: int = 4
     expansion: int = 4
+
+
+STANDARD_SIZE = ModelSize()
 
 
 class Block(torch.nn.Module):
@@ -62,12 +65,12 @@ class CharacterMlp(torch.nn.Module):
         size: widths and depth.
     """
 
-    def __init__(self, symbols: int, recipe: str | Recipe, size: ModelSize = ModelSize()) -> None:
+    def __init__(self, symbols: int, recipe: str | Recipe, size: ModelSize = STANDARD_SIZE) -> None:
         super().__init__()
         self.recipe = recipe = recipes.parse(recipe)
         self.embedding = Embedding(symbols, size.embedding, recipe=recipe)
         # The edge from the embedding is a cut edge, so the factors of the first layer need no tie.
-        self.input = Linear(size.context * size.embedding, size.width, recipe=recipe, constraint=None)
+        self.projection = Linear(size.context * size.embedding, size.width, recipe=recipe, constraint=None)
         taus = [rules.residual_tau(i, size.blocks) for i in range(size.blocks)]
         self.blocks = torch.nn.ModuleList(Block(size, tau, recipe) for tau in taus)
         self.norm = RMSNorm(recipe=recipe)
@@ -78,7 +81,7 @@ class CharacterMlp(torch.nn.Module):
 
     def forward(self, contexts: torch.Tensor) -> torch.Tensor:
         """contexts [T, C] -> logits [T, V]."""
-        x = self.input(self.embedding(contexts).flatten(1))
+        x = self.projection(self.embedding(contexts).flatten(1))
         for block in self.blocks:
             x = block(x)
         logits: torch.Tensor = self.readout(self.norm(x))

@@ -45,7 +45,7 @@ def matmul(
     Raises:
         ValueError: shapes that do not fit, an unknown recipe or constraint.
     """
-    scales = ops.Scales()
+    scales = ops.UNSCALED
     if recipes.parse(recipe).is_unit_scaled:
         ops.check_operands(a, b)
         m, k, n = a.shape[-2], a.shape[-1], b.shape[-1]

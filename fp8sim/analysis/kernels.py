@@ -1,0 +1,91 @@
+"""Do kernels compute what the simulator says? One row per implementation other than the simulator's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+
+from fp8sim import mma
+from fp8sim.analysis.arithmetic import Row, float32_patterns
+from fp8sim.backends import BACKENDS, Backend
+from fp8sim.backends import row as backend_row
+from fp8sim.compare import NOTHING, Comparison, bitwise, within
+from fp8sim.formats import parse
+from fp8sim.quantizers import Quantizer
+
+CAST_ELEMENTS = 1 << 24
+"""Every 256th float32 bit pattern."""
+
+GEMM_SIZE = (200, 136, 328)
+"""M, N, K, none a multiple of a tile."""
+
+
+def kernel_backends() -> list[Backend]:
+    """The rows of `BACKENDS` that `kernel_rows` checks."""
+    return [backend for backend in BACKENDS if backend.name != "simulate" and backend.op in _CHECKS]
+
+
+def kernel_name(backend: Backend) -> str:
+    """As tables and options name it."""
+    return f"{backend.name}.{backend.op}"
+
+
+def kernel_rows(cast_elements: int = CAST_ELEMENTS) -> Iterator[Row]:
+    """The rows of all kernels, in the order of `BACKENDS`; one that cannot run here is NOT CHECKED and says why."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    for backend in kernel_backends():
+        label, check = _CHECKS[backend.op]
+        name, reason = f"{kernel_name(backend)} {label}", backend.missing()
+        if reason is not None:
+            yield Row(name, "-", backend.contract, NOTHING, reason)
+            continue
+        ran_on = torch.cuda.get_device_name() if device == "cuda" else "interpreter"
+        yield Row(name, ran_on, backend.contract, check(backend, device, cast_elements))
+
+
+def check_cast(backend: Backend, device: str, elements: int) -> Comparison:
+    """Cast `elements` float32 patterns to e4m3 and compare every bit with the simulator."""
+    x = float32_patterns(elements)
+    expected = backend_row("cast", "simulate").load()(x, "e4m3")
+    return bitwise("cast", backend.load()(x.to(device), "e4m3").cpu(), expected)
+
+
+def check_gemm(backend: Backend, device: str, elements: int) -> Comparison:
+    """e4m3 x e4m3 with ragged sizes: exact sums and impulses bit for bit, random data within the error bound."""
+    m, n, k = GEMM_SIZE
+    generator = torch.Generator().manual_seed(0)
+    quantizer = Quantizer(parse("e4m3"))
+    gemm = backend.load()
+
+    def run(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = gemm(a.to(device), b.to(device), quantizers=(quantizer, quantizer), scale=0.5)
+        return result.cpu()
+
+    a, b = exact_sum_operands(m, n, k, generator)
+    total = bitwise("gemm of an exact sum", run(a, b), (a.double() @ b.double() * 0.5).float())
+    for at in (0, k // 2, k - 1):
+        impulse = torch.zeros(m, k)
+        impulse[:, at] = 1.0
+        total += bitwise(f"gemm of an impulse at k={at}", run(impulse, b), (impulse @ b) * 0.5)
+    a, b = torch.randn(m, k, generator=generator), torch.randn(k, n, generator=generator)
+    a, b = quantizer(a), quantizer(b)
+    exact = a.double() @ b.double() * 0.5
+    return total + within("gemm of random data", run(a, b), exact, mma.error_bound(a, b, scale=0.5))
+
+
+def exact_sum_operands(m: int, n: int, k: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """a [M, K], b [K, N] of {-1, 0, 1} times powers of two, whose sums of products are exact in any order."""
+
+    def draw(*shape: int) -> torch.Tensor:
+        signs = torch.randint(-1, 2, shape, generator=generator).float()
+        return signs * 2.0 ** torch.randint(-2, 3, shape, generator=generator).float()
+
+    return draw(m, k), draw(k, n)
+
+
+_CHECKS: dict[str, tuple[str, Callable[[Backend, str, int], Comparison]]] = {
+    "cast": ("e4m3", check_cast),
+    "gemm": ("e4m3 x e4m3", check_gemm),
+}
+"""Operation: what its row is called after the kernel's name, and its check."""

@@ -1,0 +1,102 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="Low precision, bit for bit."
+)
+
+
+@app.callback()
+def _commands() -> None:
+    """Low-precision training simulated bit for bit, and checked against kernels."""
+
+
+@app.command()
+def validate(
+    text: Annotated[Path | None, typer.Option(help="UTF-8 text to train on (default: Python's help topics).")] = None,
+    recipe: Annotated[list[str] | None, typer.Option(help="Recipe to check; repeat for more (default: five).")] = None,
+    require: Annotated[list[str] | None, typer.Option(help="Recipe whose FAIL decides the exit code too.")] = None,
+    kernel: Annotated[list[str] | None, typer.Option(help="Kernel that must run, such as triton.cast.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of weights and batches.")] = 0,
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps between the two looks.")] = 50,
+    lr: Annotated[float | None, typer.Option(help="Learning rate of unit-scaled recipes (default: 1).")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for validation.json and report.html.")] = Path(),
+    json_to: Annotated[str | None, typer.Option("--json", help="'-' prints validation.json instead of tables.")] = None,
+) -> None:
+    """Does the scaling rule hold, and do operations and kernels compute what they claim?
+
+    Exit code 0: yes. 1: an operation or kernel is broken. 2: a recipe that must hold fails. 3: what was asked for
+    could not run.
+    """
+    _enable_interpreter()
+    from fp8sim import validate as run
+    from fp8sim.analysis import report
+
+    options = run.Options(
+        text=text,
+        recipes=tuple(recipe or run.DEFAULT_RECIPES),
+        require=tuple(require or ()),
+        seed=seed,
+        steps=steps,
+        learning_rate=lr,
+        required_kernels=tuple(kernel or ()),
+        out=out,
+    )
+    if json_to not in (None, "-"):
+        raise ValueError(f"--json {json_to}: only '-' (standard output); the file is written to --out anyway")
+    with _progress(run.total_advances(options)) as advance:
+        validation = run.validate(options, advance)
+    paths = run.write(validation)
+    data = validation.to_dict()
+    print(json.dumps(data) if json_to else report.terminal(data, paths))
+    raise typer.Exit(validation.exit_code())
+
+
+def _enable_interpreter() -> None:
+    """Let Triton kernels run on a machine without a GPU; must come before Triton is imported."""
+    if importlib.util.find_spec("triton") is None:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        from fp8sim.triton_kernels import interpreter
+
+        interpreter.enable()
+
+
+@contextlib.contextmanager
+def _progress(total: int) -> Iterator[Callable[[str], None]]:
+    """A bar on a terminal's standard error, nothing elsewhere."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description:<32}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("starting", total=total)
+        yield lambda what: bar.update(task, advance=1, description=what)
+
+
+def main() -> None:
+    """Entry point: bad input is one line on standard error and exit code 3."""
+    os.environ.setdefault("MPLBACKEND", "Agg")
+    try:
+        app()
+    except (ValueError, RuntimeError) as error:
+        print(f"fp8sim: {error}", file=sys.stderr)
+        sys.exit(3)
+
+
+if __name__ == "__main__":
+    main()

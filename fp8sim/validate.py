@@ -1,0 +1,214 @@
+"""`fp8sim validate`: does the scaling rule hold, and do operations and kernels compute what they claim?"""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import fp8sim
+from fp8sim import _core, recipes
+from fp8sim.analysis import arithmetic, kernels, report, unit_scale
+from fp8sim.analysis.arithmetic import Row
+from fp8sim.analysis.kernels import CAST_ELEMENTS
+from fp8sim.analysis.verdicts import Verdict
+from fp8sim.compare import NOTHING, Comparison
+from fp8sim.recipes import Recipe
+from fp8sim.training import loop, text
+from fp8sim.training.model import STANDARD_SIZE, CharacterMlp, ModelSize
+from fp8sim.training.scaling_check import RecipeResult, check_recipe
+from fp8sim.training.text import Text, Windows
+
+DEFAULT_RECIPES = ("bf16", "fp16", "fp8_naive", "fp8_loss_scaled", "unit_scaled_fp8")
+SCHEMA = 1
+"""Version of the structure of validation.json."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to validate.
+
+    Attributes:
+        text: a UTF-8 file; None is Python's help topics.
+        recipes: names; `require`: names that decide the exit code too, whatever their recipe expects.
+        seed: of weights and batches. steps: optimizer steps between the looks.
+        learning_rate: eta of unit-scaled recipes; None is 1.
+        required_kernels: names of kernels ("triton.cast") that must run.
+        out: folder of validation.json and report.html.
+        size: of the model. cast_elements: how many numbers a cast kernel is compared on.
+    """
+
+    text: Path | None = None
+    recipes: tuple[str, ...] = DEFAULT_RECIPES
+    require: tuple[str, ...] = ()
+    seed: int = 0
+    steps: int = 50
+    learning_rate: float | None = None
+    required_kernels: tuple[str, ...] = ()
+    out: Path = Path()
+    size: ModelSize = STANDARD_SIZE
+    cast_elements: int = CAST_ELEMENTS
+
+    def all_recipes(self) -> list[Recipe]:
+        """The recipes to run, each once. ValueError for an unknown name or for the reference itself."""
+        names = dict.fromkeys((*self.recipes, *self.require))
+        if "fp32" in names:
+            raise ValueError("recipe 'fp32' is the reference that the others are held against: leave it out")
+        return [recipes.parse(name) for name in names]
+
+
+@dataclass
+class Validation:
+    """Everything that a run found."""
+
+    options: Options
+    text: Text
+    windows: Windows
+    results: list[RecipeResult] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def decides(self, recipe: Recipe) -> bool:
+        """Whether a FAIL of `recipe` decides the exit code."""
+        return recipe.expected_to_hold or recipe.name in self.options.require
+
+    def exit_code(self) -> int:
+        """1: an operation or kernel is broken; 2: a recipe that must hold fails; 3: what was asked for did not run."""
+        if any(row.verdict is Verdict.FAIL for row in self.rows):
+            return 1
+        if any(r.verdict is Verdict.FAIL and self.decides(r.recipe) for r in self.results):
+            return 2
+        ran = {row.name.split()[0] for row in self.rows if row.verdict is not Verdict.NOT_CHECKED}
+        return 3 if not ran or set(self.options.required_kernels) - ran else 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data: the content of validation.json."""
+        return {
+            "schema": SCHEMA,
+            "exit_code": self.exit_code(),
+            "seconds": self.seconds,
+            "environment": environment(),
+            "text": {"name": self.text.name, "characters": len(self.text.tokens), "sha256": self.text.sha256},
+            "run": self._run(),
+            "scaling": [{**r.to_dict(), "decides": self.decides(r.recipe)} for r in self.results],
+            "arithmetic": [row.to_dict() for row in self.rows],
+        }
+
+    def _run(self) -> dict[str, Any]:
+        size, windows = self.options.size, self.windows
+        return {
+            "seed": self.options.seed,
+            "steps": self.options.steps,
+            "model": {**vars(size), "symbols": len(self.text.symbols)},
+            "window": windows.window,
+            "batch": windows.batch,
+            "optimizer": {"name": "AdamW", "betas": list(loop.BETAS), "weight_decay": 0.0, "warm_up": 0},
+            "accumulation": "float32 (BLAS)",
+        }
+
+
+def environment() -> dict[str, Any]:
+    """Versions and the machine, as results record them."""
+    return {
+        "fp8sim": fp8sim.__version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+        "threads": torch.get_num_threads(),
+        "isa": _core.isa(),
+    }
+
+
+def validate(options: Options, advance: Callable[[str], None] = lambda what: None) -> Validation:
+    """Run everything; `advance` is called with what is being done, `total_advances(options)` times.
+
+    Raises:
+        ValueError: an option that names nothing, or a text that cannot be used.
+    """
+    started, chosen = time.monotonic(), options.all_recipes()
+    _check_kernel_names(options.required_kernels)
+    content = text.load(options.text)
+    validation = Validation(options, content, Windows(content, seed=options.seed))
+    linears = NOTHING
+    for recipe in chosen:
+        result, checked = _run_recipe(recipe, validation, advance)
+        validation.results.append(result)
+        linears += checked
+    advance("operations and kernels")
+    validation.rows.extend(_operation_rows(options, linears))
+    validation.rows.extend(kernels.kernel_rows(options.cast_elements))
+    validation.seconds = time.monotonic() - started
+    return validation
+
+
+def total_advances(options: Options) -> int:
+    """How often `validate` calls `advance`."""
+    return len(options.all_recipes()) * (options.steps + 1) + 1
+
+
+def _check_kernel_names(names: Sequence[str]) -> None:
+    known = [kernels.kernel_name(backend) for backend in kernels.kernel_backends()]
+    for name in names:
+        if name not in known:
+            raise ValueError(f"unknown kernel {name!r}: use one of {', '.join(known)}")
+
+
+def _run_recipe(
+    recipe: Recipe, validation: Validation, advance: Callable[[str], None]
+) -> tuple[RecipeResult, Comparison]:
+    """One recipe's figures, and the check of its GEMMs at step 0."""
+    options, checked = validation.options, NOTHING
+
+    def first_look(model: CharacterMlp, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+        nonlocal checked
+        advance(f"{recipe.name}: arithmetic")
+        checked = arithmetic.check_linears(model, recipe, lambda: loop.backward(model, batch))
+
+    result = check_recipe(
+        recipe,
+        validation.windows,
+        seed=options.seed,
+        steps=options.steps,
+        learning_rate=options.learning_rate if recipe.is_unit_scaled else None,
+        size=options.size,
+        on_step=lambda: advance(f"{recipe.name}: training"),
+        on_first_look=first_look,
+    )
+    return result, checked
+
+
+def _operation_rows(options: Options, linears: Comparison) -> list[Row]:
+    layers = 2 * options.size.blocks + 2
+    factors = unit_scale.check_unit_scale(options.seed)
+    unit_scaled = f"unit-scaled ops ({unit_scale.OPERATIONS})"
+    return [
+        Row(f"linear (3 GEMMs, {layers} layers)", "simulate", "bitwise", linears),
+        Row(unit_scaled, "simulate", f"std {unit_scale.TOLERANCE:.0%}", factors),
+        Row("cast (e4m3, e5m2, fp16, bf16)", "simulate", "bitwise", arithmetic.check_casts()),
+    ]
+
+
+def write(validation: Validation) -> tuple[Path, Path]:
+    """Write validation.json and report.html into the run's folder; returns their paths.
+
+    Raises:
+        ValueError: the folder cannot be written.
+    """
+    data, out = validation.to_dict(), validation.options.out
+    paths = out / "validation.json", out / "report.html"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        paths[0].write_text(json.dumps(data, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        paths[1].write_text(report.html(data), encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"--out {out}: cannot be written ({error.strerror}); give another folder") from error
+    return paths
