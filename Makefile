@@ -48,13 +48,12 @@ $(DEPENDENCIES): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("fp8sim needs Python 3.11 or later, and $(PYTHON) is " + sys.version.split()[0] + ": name another one, e.g. make PYTHON=python3.11")'
 	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	@echo "installing the pinned requirements in $(VENV) ..."
-	@grep -v '^triton==' constraints.txt > $(VENV)/constraints.txt
-	@$(PIP) install --constraint $(VENV)/constraints.txt setuptools wheel pybind11
-	@$(PIP) install --constraint $(VENV)/constraints.txt --no-build-isolation --editable '.[dev]'
+	@grep -v '^triton==' constraints.txt > $(VENV)/requirements.txt
+	@$(PIP) install --requirement $(VENV)/requirements.txt
 	@$(RUN) -c 'import importlib.util, sys; sys.exit(sys.platform == "linux" and not importlib.util.find_spec("triton"))' \
 	    || $(PIP) install "$$(grep '^triton==' constraints.txt)" \
 	    || echo "triton is not installable here: the simulator works without it, the Triton kernels are not checked"
-	@touch $@ $(INSTALLED)
+	@touch $@
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info fp8sim/*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -4,10 +4,13 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ["pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE", "fp8sim", "triton_kernels", "csrc"]
@@ -46,7 +49,7 @@ def wheel_files(tmp_path_factory):
 
 
 def test_wheel_has_the_kernels_inside_the_package(wheel_files):
-    kernels = {f"fp8sim/triton_kernels/{path.name}" for path in (ROOT / "triton_kernels").glob("*.py")}
+    kernels = {f"fp8sim/triton_kernels/{path.name}" for path in (ROOT / "triton_kernels").glob("*.*")}
     assert kernels
     assert kernels <= set(wheel_files)
 
@@ -90,6 +93,19 @@ def test_missing_nvcc_is_an_error_only_if_cuda_is_required(tmp_path):
     assert "nvcc is not on PATH" in required.stderr
     for choice in ("auto", "0"):
         assert setup_py(tmp_path, "--version", FP8SIM_CUDA=choice, **bare).stdout.strip() == "0.1.0"
+
+
+def test_every_requirement_is_pinned():
+    pins = dict(
+        line.strip().split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line
+    )
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    extras = project["project"]["optional-dependencies"].values()
+    listed = [project["build-system"]["requires"], project["project"]["dependencies"], *extras]
+    requirements = [Requirement(text) for texts in listed for text in texts]
+    for requirement in requirements:
+        if requirement.name != "fp8sim":
+            assert pins[canonicalize_name(requirement.name)] in requirement.specifier, requirement
 
 
 @pytest.mark.full
