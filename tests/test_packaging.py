@@ -96,9 +96,8 @@ def test_missing_nvcc_is_an_error_only_if_cuda_is_required(tmp_path):
 
 
 def test_every_requirement_is_pinned():
-    pins = dict(
-        line.strip().split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line
-    )
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in lines)}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     extras = project["project"]["optional-dependencies"].values()
     listed = [project["build-system"]["requires"], project["project"]["dependencies"], *extras]
