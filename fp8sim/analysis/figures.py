@@ -49,18 +49,16 @@ def cast_figures(x: torch.Tensor, y: torch.Tensor, fmt: Format) -> CastFigures:
         x, y = x[finite], y[finite]
     nonzero = x != 0
     count = int(nonzero.sum())
-    known = {"elements": x.numel() + nonfinite, "zeros": x.numel() - count, "nonfinite": nonfinite}
+    known = (x.numel() + nonfinite, x.numel() - count, nonfinite)
     if count == 0:
-        return CastFigures(
-            **known, sqnr=None, exact=False, gain=None, zeroed=None, subnormal=None, clipped=None, exponents={},
-            reason="all zero" if x.numel() else "no finite element",
-        )  # fmt: skip
+        reason = "all zero" if x.numel() else "no finite element"
+        return CastFigures(*known, None, False, None, None, None, None, {}, reason)
     magnitude, kept = x.abs(), y.abs()
     signal, error = _square_sum(x), _square_sum(x - y)
     limit, limit_overflows = _overflow_threshold(fmt)
     clipped = magnitude >= limit if limit_overflows else magnitude > limit
     return CastFigures(
-        **known,
+        *known,
         sqnr=10 * math.log10(signal / error) if error else None,
         exact=error == 0,
         gain=float(torch.dot(x.double(), y.double())) / signal - 1,

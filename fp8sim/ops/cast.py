@@ -79,7 +79,7 @@ class _Cast(torch.autograd.Function):
         return result
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         if ctx.grad_policy is not None:
             grad = _cast_op(grad, ctx.grad_policy, None, 0, 0, 0, ctx.backend)
         return grad, None, None
@@ -152,7 +152,7 @@ def cast(
     if out is not None:
         return _cast_into(x, policy, out, random)
     grad_policy = None if grad_format is None else _policy(grad_format, Rounding.TIES_TO_EVEN, Overflow.SATURATE)
-    result: torch.Tensor = _Cast.apply(x, _arguments("cast", x, policy, **random), grad_policy)  # type: ignore[no-untyped-call, arg-type]
+    result: torch.Tensor = _Cast.apply(x, _arguments("cast", x, policy, **random), grad_policy)  # type: ignore[no-untyped-call]
     return result
 
 

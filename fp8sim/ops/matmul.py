@@ -85,7 +85,7 @@ class _Matmul(torch.autograd.Function):
         return _gemm("output", a, b, recipes.parse(recipe).output, scales[0], layer, backend)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         a, b = ctx.saved_tensors
         recipe, rest = recipes.parse(ctx.recipe), (ctx.layer, ctx.backend)
         grad_a = grad_b = None

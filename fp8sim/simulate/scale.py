@@ -17,7 +17,7 @@ class _ScaleForward(torch.autograd.Function):
         return x * scale
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
         return grad, None
 
 
@@ -28,7 +28,7 @@ class _ScaleBackward(torch.autograd.Function):
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
         return grad * ctx.scale, None
 
 
@@ -43,5 +43,5 @@ def scale_bwd(x: torch.Tensor, scale: float) -> torch.Tensor:
 
 
 def _apply(function: type[torch.autograd.Function], x: torch.Tensor, scale: float) -> torch.Tensor:
-    result: torch.Tensor = function.apply(x, scale)  # type: ignore[no-untyped-call]
+    result: torch.Tensor = function.apply(x, scale)
     return result

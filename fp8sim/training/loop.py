@@ -20,7 +20,7 @@ def backward(model: CharacterMlp, batch: tuple[torch.Tensor, torch.Tensor]) -> f
     """Fill the gradients of `model` with those of its loss times the recipe's loss scale; returns the loss."""
     model.zero_grad(set_to_none=True)
     loss = model.loss(*batch)
-    (loss * model.recipe.loss_scaling.factor).backward()  # type: ignore[no-untyped-call]
+    (loss * model.recipe.loss_scaling.factor).backward()
     return loss.item()
 
 

@@ -67,7 +67,8 @@ class CharacterMlp(torch.nn.Module):
 
     def __init__(self, symbols: int, recipe: str | Recipe, size: ModelSize = STANDARD_SIZE) -> None:
         super().__init__()
-        self.recipe = recipe = recipes.parse(recipe)
+        self.recipe, self.symbols, self.size = recipes.parse(recipe), symbols, size
+        recipe = self.recipe
         self.embedding = Embedding(symbols, size.embedding, recipe=recipe)
         # The edge from the embedding is a cut edge, so the factors of the first layer need no tie.
         self.projection = Linear(size.context * size.embedding, size.width, recipe=recipe, constraint=None)
@@ -86,6 +87,13 @@ class CharacterMlp(torch.nn.Module):
             x = block(x)
         logits: torch.Tensor = self.readout(self.norm(x))
         return logits
+
+    def with_recipe(self, recipe: Recipe) -> CharacterMlp:
+        """A model of the same sizes and with a copy of the same weights, computed by another recipe."""
+        with torch.random.fork_rng(devices=[]):
+            other = CharacterMlp(self.symbols, recipe, self.size)
+        other.load_state_dict(self.state_dict())
+        return other
 
     def loss(self, contexts: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Mean cross-entropy of targets [T], in nats; its gradient follows the recipe's parametrization."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,21 +97,21 @@ class RecipeResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON: infinities and NaN become None."""
-        return _plain(
-            {
-                "recipe": self.recipe.to_dict(),
-                "learning_rate": self.learning_rate,
-                "losses": self.losses,
-                "verdict": self.verdict,
-                "decisive": dataclasses.asdict(self.decisive),
-                "worst": self.worst(),
-                "looks": [_look_dict(look) for look in self.looks],
-            }
-        )
+        content = {
+            "recipe": self.recipe.to_dict(),
+            "learning_rate": self.learning_rate,
+            "losses": self.losses,
+            "verdict": self.verdict,
+            "decisive": dataclasses.asdict(self.decisive),
+            "worst": self.worst(),
+            "looks": [_look_dict(look) for look in self.looks],
+        }
+        return {key: _plain(value) for key, value in content.items()}
 
 
-def _worst(pick: Callable[..., float], values: Any) -> float | None:
-    return pick((v for v in values if v is not None), default=None)  # type: ignore[call-arg]
+def _worst(pick: Callable[[list[float]], float], values: Iterable[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return pick(known) if known else None
 
 
 def _look_dict(look: Look) -> dict[str, Any]:
@@ -199,10 +198,7 @@ def look(model: CharacterMlp, windows: Windows, step: int) -> Look:
 
 def _compare_gradients(model: CharacterMlp, batch: tuple[torch.Tensor, torch.Tensor]) -> dict[str, GradientFigures]:
     """The model's gradients, by weight class, against those of the same weights and batch with every cast off."""
-    reference = copy.deepcopy(model)
-    for module in reference.modules():
-        if isinstance(getattr(module, "recipe", None), Recipe):
-            module.recipe = module.recipe.without_casts()
+    reference = model.with_recipe(model.recipe.without_casts())
     loop.backward(reference, batch)
     loop.unscale_gradients(reference)
     ours, theirs = _by_class(model), _by_class(reference)

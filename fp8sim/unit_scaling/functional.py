@@ -133,7 +133,7 @@ class _Gelu(torch.autograd.Function):
         return F.gelu(x if mult == 1.0 else x * mult).mul_(alpha / mult)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         (x,) = ctx.saved_tensors
         scaled = x if ctx.mult == 1.0 else x * ctx.mult
         return torch.ops.aten.gelu_backward(grad, scaled).mul_(ctx.beta), None, None, None
@@ -235,7 +235,7 @@ class _CrossEntropy(torch.autograd.Function):
         return F.nll_loss(log_probabilities, target)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         log_probabilities, target = ctx.saved_tensors
         gradient = log_probabilities.exp()
         gradient.scatter_add_(-1, target[:, None], gradient.new_tensor(-1.0).expand(len(target), 1))

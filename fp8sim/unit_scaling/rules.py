@@ -92,7 +92,7 @@ def embedding(vocabulary: int, lookups: int) -> float:
 
 def norm_weight(rows: int) -> float:
     """Factor rows^-1/2 on the gradients of a norm's gain and bias, which are summed over `rows` (u-muP, table 8)."""
-    return rows**-0.5
+    return 1 / math.sqrt(rows)
 
 
 def cross_entropy(classes: int) -> float:
@@ -146,7 +146,8 @@ def adam_learning_rate(kind: str, fan_in: int, depth: int | None = None) -> floa
     Raises:
         ValueError: an unknown kind.
     """
-    factors = {"hidden": fan_in**-0.5, "embedding": fan_in**-0.5, "readout": 1.0, "norm": 1.0, "bias": 1.0}
+    width_factor = 1 / math.sqrt(fan_in)
+    factors = {"hidden": width_factor, "embedding": width_factor, "readout": 1.0, "norm": 1.0, "bias": 1.0}
     if kind not in factors:
         raise ValueError(f"kind={kind!r}: use one of {', '.join(factors)}")
-    return factors[kind] * (1.0 if depth is None else depth**-0.5)
+    return factors[kind] / (1.0 if depth is None else math.sqrt(depth))
