@@ -12,7 +12,6 @@ To add a recipe, add one entry to `RECIPES`.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import math
 from collections.abc import Mapping
@@ -167,9 +166,11 @@ def from_dict(plain: Mapping[str, Any]) -> Recipe:
         raise ValueError(f"no recipe can be made of {dict(plain)!r}: {error}") from error
 
 
-@functools.cache
 def parse(text: str | Recipe) -> Recipe:
     """The recipe that `text` names, or whose `str()` it is.
+
+    Inside a function that torch compiles, pass a name or a `Recipe`: other texts are read by a parser that breaks the
+    graph.
 
     Raises:
         ValueError: no such recipe; the message lists the names.

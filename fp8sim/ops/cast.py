@@ -85,6 +85,7 @@ class _Cast(torch.autograd.Function):
         return grad, None, None
 
 
+@torch.compiler.assume_constant_result
 def _policy(fmt: str | Format, rounding: Rounding | str, overflow: Overflow | str) -> str:
     """The policy as one string. ValueError for a format, a mode or a combination that does not exist."""
     parsed = formats.parse(fmt)
@@ -145,7 +146,7 @@ def cast(
             unused, an `out` that does not fit.
         TypeError: an array or dtype that cannot be cast.
     """
-    random = {"seed": seed, "stream": stream, "offset": offset, "random_bits": random_bits}
+    random: dict[str, Any] = {"seed": seed, "stream": stream, "offset": offset, "random_bits": random_bits}
     if not isinstance(x, torch.Tensor):
         return casting.cast(x, fmt, rounding=rounding, overflow=overflow, out=out, **random)
     policy = _policy(fmt, rounding, overflow)
@@ -184,7 +185,7 @@ def encode(
     Returns:
         [...], uint8; uint16 for formats above 8 bits, uint32 above 16. One code per element, in the low bits.
     """
-    random = {"seed": seed, "stream": stream, "offset": offset, "random_bits": random_bits}
+    random: dict[str, Any] = {"seed": seed, "stream": stream, "offset": offset, "random_bits": random_bits}
     if not isinstance(x, torch.Tensor):
         return casting.encode(x, fmt, rounding=rounding, overflow=overflow, **random)
     policy = _policy(fmt, rounding, overflow)

@@ -9,7 +9,7 @@ import torch
 from fp8sim import backends, quantizers, recipes
 from fp8sim.ops.library import register
 from fp8sim.quantizers import Quantizer
-from fp8sim.recipes import GemmRecipe, Recipe
+from fp8sim.recipes import GEMM_OPERANDS, GemmRecipe, Recipe
 
 
 class Scales(NamedTuple):
@@ -63,13 +63,32 @@ _gemm_op = register(
 )
 
 
+class _GemmPlan(NamedTuple):
+    """A `GemmRecipe` as the registered operation takes it."""
+
+    first: str
+    second: str
+    accumulate: str
+    dtype: str
+
+
+@torch.compiler.assume_constant_result
+def _plans(recipe: Recipe) -> tuple[_GemmPlan, ...]:
+    """The three GEMMs of `recipe`, in the order of `GEMM_OPERANDS`."""
+
+    def plan(gemm: GemmRecipe) -> _GemmPlan:
+        first, second = (str(q) if q is not None else "" for q in (gemm.first, gemm.second))
+        return _GemmPlan(first, second, gemm.accumulate, gemm.dtype or "")
+
+    return tuple(plan(recipe.gemm(name)) for name in GEMM_OPERANDS)
+
+
 def _gemm(
-    name: str, a: torch.Tensor, b: torch.Tensor, gemm: GemmRecipe, scale: float, layer: str, backend: str
+    name: str, a: torch.Tensor, b: torch.Tensor, plan: _GemmPlan, scale: float, layer: str, backend: str
 ) -> torch.Tensor:
     """One GEMM by recipe: a [..., M, K], b [..., K, N] -> [..., M, N]."""
-    dtype = getattr(torch, gemm.dtype) if gemm.dtype else a.dtype
-    first, second = (str(q) if q is not None else "" for q in (gemm.first, gemm.second))
-    result: torch.Tensor = _gemm_op(a, b, first, second, gemm.accumulate, dtype, scale, layer, name, backend)
+    dtype = getattr(torch, plan.dtype) if plan.dtype else a.dtype
+    result: torch.Tensor = _gemm_op(a, b, plan.first, plan.second, plan.accumulate, dtype, scale, layer, name, backend)
     return result
 
 
@@ -78,22 +97,28 @@ class _Matmul(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, a: torch.Tensor, b: torch.Tensor, recipe: str, scales: Scales, layer: str, backend: str
+        ctx: Any,
+        a: torch.Tensor,
+        b: torch.Tensor,
+        plans: tuple[_GemmPlan, ...],
+        scales: Scales,
+        layer: str,
+        backend: str,
     ) -> torch.Tensor:
         ctx.save_for_backward(a, b)
-        ctx.recipe, ctx.scales, ctx.layer, ctx.backend = recipe, scales, layer, backend
-        return _gemm("output", a, b, recipes.parse(recipe).output, scales[0], layer, backend)
+        ctx.plans, ctx.scales, ctx.layer, ctx.backend = plans, scales, layer, backend
+        return _gemm("output", a, b, plans[0], scales[0], layer, backend)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         a, b = ctx.saved_tensors
-        recipe, rest = recipes.parse(ctx.recipe), (ctx.layer, ctx.backend)
+        plans, scales, rest = ctx.plans, ctx.scales, (ctx.layer, ctx.backend)
         grad_a = grad_b = None
         if ctx.needs_input_grad[0]:
-            grad_a = _gemm("grad_input", grad, b.mT, recipe.grad_input, ctx.scales[1], *rest)
+            grad_a = _gemm("grad_input", grad, b.mT, plans[1], scales[1], *rest)
             grad_a = grad_a.sum_to_size(a.shape).to(a.dtype)
         if ctx.needs_input_grad[1]:
-            grad_b = _gemm("grad_weight", grad.mT, a, recipe.grad_weight, ctx.scales[2], *rest).mT
+            grad_b = _gemm("grad_weight", grad.mT, a, plans[2], scales[2], *rest).mT
             grad_b = grad_b.sum_to_size(b.shape).to(b.dtype)
         return grad_a, grad_b, None, None, None, None
 
@@ -123,9 +148,9 @@ def matmul(
         ValueError: shapes, dtypes or devices that do not fit, or an unknown recipe.
     """
     check_operands(a, b)
-    canonical = str(recipes.parse(recipe))
+    plans = _plans(recipes.parse(recipe))
     backend = backends.select("gemm", a.device.type)
-    result: torch.Tensor = _Matmul.apply(a, b, canonical, scales, name, backend)  # type: ignore[no-untyped-call]
+    result: torch.Tensor = _Matmul.apply(a, b, plans, scales, name, backend)  # type: ignore[no-untyped-call]
     return result
 
 

@@ -1,0 +1,134 @@
+"""The three GEMMs: what they multiply, their gradients, and torch's own checks of registered operations."""
+
+import dataclasses
+import itertools
+
+import pytest
+import torch
+
+from fp8sim import mma, recipes
+from fp8sim.analysis.arithmetic import independent_cast
+from fp8sim.analysis.kernels import exact_sum_operands
+from fp8sim.ops.matmul import Scales, linear, matmul
+from fp8sim.recipes import GEMM_OPERANDS, RECIPES, Recipe
+from fp8sim.simulate import matmul as simulate
+from fp8sim.simulate.matmul import GemmEvent, observe
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), requires_grad=True)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_operand_is_cast_once_as_the_recipe_says_and_the_product_is_that_of_the_casts(recipe: str) -> None:
+    x, w, grad = normal(13, 21), normal(17, 21, seed=1), normal(13, 17, seed=2).detach()
+    scales = Scales(0.5, 0.25, 2.0)
+    output = linear(x, w, recipe=recipe, scales=scales)
+    output.backward(grad)
+    operands = {"input": x.detach(), "weight": w.detach(), "grad_output": grad}
+    expected = {}
+    for gemm, names in GEMM_OPERANDS.items():
+        quantizers = (RECIPES[recipe].gemm(gemm).first, RECIPES[recipe].gemm(gemm).second)
+        expected[gemm] = [
+            operands[name] if q is None else independent_cast(operands[name], q)
+            for name, q in zip(names, quantizers, strict=True)
+        ]
+    pairs = {
+        "output": (output.detach(), expected["output"][0], expected["output"][1].mT, 0.5),
+        "grad_input": (x.grad, expected["grad_input"][0], expected["grad_input"][1], 0.25),
+        "grad_weight": (w.grad, expected["grad_weight"][0].mT, expected["grad_weight"][1], 2.0),
+    }
+    for actual, a, b, scale in pairs.values():
+        assert actual is not None
+        error = (actual.double() - a.double() @ b.double() * scale).abs()
+        assert bool((error <= mma.error_bound(a, b, scale=scale)).all())
+
+
+@pytest.mark.parametrize("accumulate", recipes.ACCUMULATIONS)
+def test_exact_sums_are_exact_in_any_order(accumulate: str) -> None:
+    a, b = exact_sum_operands(33, 29, 65, torch.Generator().manual_seed(0))
+    result = simulate.gemm(a, b, accumulate=accumulate, scale=0.5)
+    assert torch.equal(result, (a.double() @ b.double() * 0.5).float())
+
+
+def test_the_sequential_sum_is_that_of_a_loop() -> None:
+    a, b = normal(2, 3, 40).detach(), normal(40, 2, seed=1).detach()
+    result = simulate.gemm(a, b, accumulate="float32.sequential")
+    for i, m, n in itertools.product(range(2), range(3), range(2)):
+        total = torch.zeros(())
+        for k in range(40):
+            total = total + a[i, m, k] * b[k, n]
+        assert result[i, m, n] == total
+
+
+@pytest.mark.parametrize(("shape_a", "shape_b"), [((3, 4), (4, 5)), ((2, 3, 4), (4, 5)), ((1, 3, 4), (6, 4, 5))])
+def test_gradients_of_broadcast_products(shape_a: tuple[int, ...], shape_b: tuple[int, ...]) -> None:
+    a, b = (torch.randn(*s, dtype=torch.float64, requires_grad=True) for s in (shape_a, shape_b))
+    assert torch.autograd.gradcheck(lambda a, b: matmul(a, b), (a, b))
+
+
+def test_an_expanded_gradient_is_read_as_what_it_is() -> None:
+    x, w = normal(6, 8), normal(5, 8, seed=1)
+    linear(x, w, recipe="fp8_naive").sum().backward()
+    expanded = x.grad
+    x.grad = None
+    linear(x, w, recipe="fp8_naive").backward(torch.ones(6, 5))
+    assert expanded is not None
+    assert x.grad is not None
+    assert torch.equal(expanded, x.grad)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_results_keep_the_dtype_of_the_input(dtype: torch.dtype) -> None:
+    x, w = (t.detach().to(dtype).requires_grad_() for t in (normal(6, 8), normal(5, 8, seed=1)))
+    output = linear(x, w, recipe="fp8_naive")
+    output.sum().backward()
+    assert x.grad is not None
+    assert output.dtype == x.grad.dtype == dtype
+    casts = [independent_cast(t.detach().float(), RECIPES["fp8_naive"].output.first) for t in (x, w)]  # type: ignore[arg-type]
+    torch.testing.assert_close(output.float(), (casts[0] @ casts[1].mT).to(dtype).float())
+
+
+def test_observers_see_every_gemm_of_their_block_and_none_outside() -> None:
+    events: list[GemmEvent] = []
+    x, w = normal(6, 8), normal(5, 8, seed=1)
+    with observe(events.append):
+        linear(x, w, recipe="fp8_naive", name="up").sum().backward()
+    linear(x, w)
+    assert [(e.layer, e.gemm) for e in events] == [("up", gemm) for gemm in GEMM_OPERANDS]
+    assert torch.equal(events[0].given[0], x.detach())
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # raised by torch's own tracer
+@pytest.mark.parametrize("recipe", ["fp32", "fp8_naive", dataclasses.replace(RECIPES["bf16"], name="mine")])
+def test_the_compiled_function_is_one_graph_with_the_same_bits(recipe: str | Recipe) -> None:
+    x, w = normal(6, 8), normal(5, 8, seed=1)
+
+    def step(x: torch.Tensor, w: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        output = linear(x, w, recipe=recipe, scales=Scales(0.5, 0.5, 0.5))
+        return output, *torch.autograd.grad(output.sum(), (x, w))
+
+    compiled = torch.compile(linear, fullgraph=True, backend="aot_eager")
+    output = compiled(x, w, recipe=recipe, scales=Scales(0.5, 0.5, 0.5))
+    results = (output, *torch.autograd.grad(output.sum(), (x, w)))
+    for ours, theirs in zip(results, step(x, w), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_opcheck() -> None:
+    e4m3 = "float8_e4m3fn:TIES_TO_EVEN:SATURATE"
+    tail = ("native", torch.float32, 0.5, "", "output", "simulate")
+    gemm = torch.ops.fp8sim.gemm.default
+    torch.library.opcheck(gemm, (torch.randn(6, 8), torch.randn(8, 5), e4m3, "", *tail))
+    torch.library.opcheck(gemm, (torch.randn(2, 6, 8), torch.randn(5, 8).mT, "", e4m3, *tail))
+
+
+def test_checkpointing_recomputes_the_same_bits() -> None:
+    x, w = normal(6, 8), normal(5, 8, seed=1)
+    linear(x, w, recipe="fp8_naive").square().sum().backward()
+    plain, x.grad = x.grad, None
+    again = torch.utils.checkpoint.checkpoint(lambda x: linear(x, w, recipe="fp8_naive"), x, use_reentrant=False)
+    again.square().sum().backward()
+    assert plain is not None
+    assert x.grad is not None
+    assert torch.equal(plain, x.grad)
