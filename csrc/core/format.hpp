@@ -57,6 +57,13 @@ enum class Rounding : uint32_t {
     kStochasticEqual = 10,
 };
 
+// APPLY(mode) for every mode, to go from a mode known at run time to a template argument.
+#define FP8SIM_EACH_ROUNDING(APPLY)                                                                       \
+    APPLY(Rounding::kTiesToEven) APPLY(Rounding::kTiesToAway) APPLY(Rounding::kTiesToZero)                \
+    APPLY(Rounding::kTowardZero) APPLY(Rounding::kTowardPositive) APPLY(Rounding::kTowardNegative)        \
+    APPLY(Rounding::kToOdd) APPLY(Rounding::kStochastic) APPLY(Rounding::kStochasticA)                    \
+    APPLY(Rounding::kStochasticB) APPLY(Rounding::kStochasticEqual)
+
 FP8SIM_HD constexpr bool is_stochastic(Rounding mode) { return mode >= Rounding::kStochastic; }
 
 }  // namespace fp8sim

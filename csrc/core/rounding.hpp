@@ -1,16 +1,17 @@
 // Conversion between binary32 or binary64 and the codes of any format: the arithmetic, in integers.
 //
-// One source for every backend: CPU loops vectorise it, CUDA kernels call it. Nothing branches on data, no result
-// depends on the floating-point environment (rounding mode, flushing of subnormals), and policies are read from
+// One source for every backend. `Word` is uint32_t (binary32) or uint64_t (binary64), or a vector of either (`Lanes` in
+// csrc/cpu), on which operators and ?: work lane by lane; the CUDA kernels use the scalars. Nothing branches on data, no
+// result depends on the floating-point environment (rounding mode, flushing of subnormals), and policies are read from
 // `Conversion`.
 //
 // Encoding follows the order of P3109 v4.0, 4.6: round the magnitude with unbounded exponent, decide overflow, add the
 // sign. A *counting code* is a magnitude code plus `offset`: 0 is zero, and counting codes go up with the magnitude,
 // across the subnormals and from binade to binade, so that rounding up is "+1" everywhere:
 //
-//     x       = 0 eeeeeeee fff...f              sign, exponent field, F fraction bits
+//     x       = s eeeeeeee fff...f              sign, exponent field, F fraction bits
 //     sig     = 0...01fff...f0                  hidden bit (none in a subnormal), one guard bit: shift >= 1 always
-//     code    = [binade above emin] << M        M = mantissa_bits
+//     code    = [binades above emin] << M       M = mantissa_bits
 //             + sig >> shift                    shift = F + 1 - M, and one more for each binade below emin
 #pragma once
 
@@ -21,39 +22,43 @@
 
 namespace fp8sim {
 
-template <class Bits>
-struct Source;
+// The types that go with a word: its element, and the signed and floating-point words of the same width.
+template <class Word>
+struct WordTypes;
 
-// binary32
 template <>
-struct Source<uint32_t> {
-    using Float = float;
+struct WordTypes<uint32_t> {
+    using Element = uint32_t;
     using Int = int32_t;
-    static constexpr int kFractionBits = 23;
-    static constexpr int kBias = 127;
+    using Float = float;
 };
 
-// binary64
 template <>
-struct Source<uint64_t> {
-    using Float = double;
+struct WordTypes<uint64_t> {
+    using Element = uint64_t;
     using Int = int64_t;
-    static constexpr int kFractionBits = 52;
-    static constexpr int kBias = 1023;
+    using Float = double;
 };
 
-template <class Bits>
-struct Layout : Source<Bits> {
-    using S = Source<Bits>;
-    static constexpr Bits kHidden = Bits{1} << S::kFractionBits;
-    static constexpr Bits kFractionMask = kHidden - 1;
-    static constexpr Bits kSignMask = Bits{1} << (8 * sizeof(Bits) - 1);
-    static constexpr int kLargestField = 2 * S::kBias + 1;
-    static constexpr Bits kInfinity = Bits{kLargestField} << S::kFractionBits;
-    static constexpr Bits kQuietNan = kInfinity | (kHidden >> 1);
+// binary32 and binary64: where things are in their bits.
+template <class Element>
+struct Layout {
+    static constexpr bool kIsDouble = sizeof(Element) == 8;
+    static constexpr int kFractionBits = kIsDouble ? 52 : 23;
+    static constexpr int kBias = kIsDouble ? 1023 : 127;
+    static constexpr int kLargestField = 2 * kBias + 1;
+    static constexpr Element kHidden = Element{1} << kFractionBits;
+    static constexpr Element kFractionMask = kHidden - 1;
+    static constexpr Element kSignMask = Element{1} << (8 * sizeof(Element) - 1);
+    static constexpr Element kInfinity = Element{kLargestField} << kFractionBits;
+    static constexpr Element kOne = Element{kBias} << kFractionBits;
+    static constexpr Element kQuietNan = kInfinity | (kHidden >> 1);
     // A significand with its guard bit is below 2^(F + 2), less than half of 2^kAllShiftedOut.
-    static constexpr int kAllShiftedOut = S::kFractionBits + 3;
+    static constexpr int kAllShiftedOut = kFractionBits + 3;
 };
+
+template <class Word>
+using LayoutOf = Layout<typename WordTypes<Word>::Element>;
 
 template <class To, class From>
 FP8SIM_HD To bit_cast(From from) {
@@ -61,6 +66,11 @@ FP8SIM_HD To bit_cast(From from) {
     To to;
     memcpy(&to, &from, sizeof(to));
     return to;
+}
+
+template <class Word>
+FP8SIM_HD Word broadcast(typename WordTypes<Word>::Element value) {
+    return Word{} + value;
 }
 
 template <class T>
@@ -73,141 +83,206 @@ FP8SIM_HD T larger(T a, T b) {
     return a > b ? a : b;
 }
 
+// `a` where the mask is set, 0 elsewhere.
+template <class Word, class Mask>
+FP8SIM_HD Word where(Mask mask, Word a) {
+    return mask ? a : Word{};
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 // Rounding of a magnitude
 
-// sig * 2^-shift is the magnitude in units of the code spacing; `binades` << M more makes its counting code.
-template <class Bits>
-struct Scaled {
-    Bits sig;
-    typename Source<Bits>::Int shift;
-    Bits below;  // counting codes below this binade: binades above emin << M
+// How far down a format reaches, seen from the source: a loop over one format knows this before it starts.
+enum class Reach {
+    kWithin,   // its smallest normal is above the source's: source subnormals need no leading bit
+    kAligned,  // the same smallest normal (bfloat16 and binary32): source bits, shifted, are counting codes
+    kBeyond,   // it reaches further down
 };
 
-// A format that reaches below binary32 (binary64) needs its subnormals as numbers with a hidden bit: their integer
-// fraction, converted to floating point by adding it to 2^F and taking 2^F away, has the leading bit in its exponent.
-template <class Bits>
-FP8SIM_HD void normalise_subnormal(Bits magnitude, typename Source<Bits>::Int& field, Bits& sig) {
-    using L = Layout<Bits>;
-    using Float = typename L::Float;
-    using Int = typename L::Int;
-    constexpr Bits kShiftedOne = Bits{L::kBias + L::kFractionBits} << L::kFractionBits;  // 2^F
-    const Float fraction = bit_cast<Float>(kShiftedOne | (magnitude & L::kFractionMask)) - bit_cast<Float>(kShiftedOne);
-    const Bits bits = bit_cast<Bits>(fraction) & ~L::kSignMask;
-    const bool subnormal = field == 0;
-    field = subnormal ? static_cast<Int>(bits >> L::kFractionBits) + 1 - L::kBias - L::kFractionBits : field;
-    sig = subnormal ? (bits & L::kFractionMask) | (bits != 0 ? L::kHidden : 0) : sig;
+template <class Word>
+FP8SIM_HD Reach reach_of(const Conversion& c) {
+    const int emin_field = c.emin + LayoutOf<Word>::kBias;
+    return emin_field > 1 ? Reach::kWithin : (emin_field == 1 ? Reach::kAligned : Reach::kBeyond);
 }
 
-template <class Bits>
-FP8SIM_HD Scaled<Bits> scale_magnitude(Bits magnitude, const Conversion& c) {
-    using L = Layout<Bits>;
-    using Int = typename L::Int;
-    Int field = static_cast<Int>(magnitude >> L::kFractionBits);
-    Bits sig = (magnitude & L::kFractionMask) | (field != 0 ? L::kHidden : 0);
-    const Int emin_field = c.emin + L::kBias;
-    if (emin_field < 1) normalise_subnormal(magnitude, field, sig);
-    else field = larger<Int>(field, 1);
+// The magnitude in units of the code spacing is sig * 2^-shift; `below` more makes its counting code.
+template <class Word>
+struct Scaled {
+    Word sig;
+    Word shift;  // may exceed the word's width
+    Word below;  // counting codes below this binade
+};
 
-    // No finite code lies in a binade above the last one: the cap keeps the code in range and larger than all of them.
-    const Int last_binade = static_cast<Int>((c.max_code + c.offset) >> c.mantissa_bits);
-    const Int binades = smaller(larger<Int>(field - emin_field, 0), last_binade);
-    const Int extra = larger<Int>(emin_field - field, 0);
-    const Int shift = static_cast<Int>(L::kFractionBits + 1 - c.mantissa_bits) + extra;
-    return {sig << 1, shift, static_cast<Bits>(binades) << c.mantissa_bits};
+// The bits of an integer below 2^F as a number: added to 2^F, it is that number's fraction.
+template <class Word>
+FP8SIM_HD Word float_of_fraction(Word fraction) {
+    using L = LayoutOf<Word>;
+    using Float = typename WordTypes<Word>::Float;
+    const Word shifted_one = broadcast<Word>(L::kOne + (typename WordTypes<Word>::Element{L::kFractionBits} << L::kFractionBits));
+    const Word bits = bit_cast<Word>(bit_cast<Float>(shifted_one | fraction) - bit_cast<Float>(shifted_one));
+    return bits & ~L::kSignMask;  // 0 is -0 where the environment rounds down
+}
+
+// A format that reaches below binary32 (binary64) needs its subnormals as numbers with a hidden bit.
+template <class Word>
+FP8SIM_HD void normalise_subnormal(Word magnitude, typename WordTypes<Word>::Int& field, Word& sig) {
+    using L = LayoutOf<Word>;
+    using Int = typename WordTypes<Word>::Int;
+    const Word bits = float_of_fraction<Word>(magnitude & L::kFractionMask);
+    const auto subnormal = field == 0;
+    field = subnormal ? (Int)(bits >> L::kFractionBits) + (1 - L::kBias - L::kFractionBits) : field;
+    sig = subnormal ? (bits & L::kFractionMask) | where(bits != 0, broadcast<Word>(L::kHidden)) : sig;
+}
+
+template <Reach reach, class Word>
+FP8SIM_HD Scaled<Word> scale_magnitude(Word magnitude, const Conversion& c) {
+    using L = LayoutOf<Word>;
+    using Int = typename WordTypes<Word>::Int;
+    const int least_shift = L::kFractionBits + 1 - c.mantissa_bits;
+    if constexpr (reach == Reach::kAligned) return {magnitude << 1, broadcast<Word>(least_shift), Word{}};
+
+    Int field = (Int)(magnitude >> L::kFractionBits);
+    Word sig = (magnitude & L::kFractionMask) | where(field != 0, broadcast<Word>(L::kHidden));
+    if constexpr (reach == Reach::kBeyond) normalise_subnormal(magnitude, field, sig);
+    // A subnormal's exponent is that of field 1; normalised ones have a field of their own, 0 and less.
+    else field = larger<Int>(field, Int{} + 1);
+
+    const Int emin_field = Int{} + (c.emin + L::kBias);
+    const Int clamped = larger<Int>(field, emin_field);
+    Int binades = clamped - emin_field;
+    if constexpr (reach == Reach::kBeyond) {
+        // No finite code lies in a binade above the last one: the cap keeps the code in the word and above all of them.
+        binades = smaller<Int>(binades, Int{} + (int)((c.max_code + c.offset) >> c.mantissa_bits));
+    }
+    return {sig << 1, (Word)(clamped - field + least_shift), (Word)binades << c.mantissa_bits};
 }
 
 // Whether a stochastic mode rounds `rest` * 2^-shift away from zero (0 <= rest < 2^shift). With the random integer R of
 // N bits, "k + R >= 2^N" is "k > 2^N - 1 - R", which needs no bit more than N.
-template <Rounding mode, class Bits>
-FP8SIM_HD bool rounds_away(Bits rest, typename Source<Bits>::Int shift, uint32_t random, int random_bits) {
-    using L = Layout<Bits>;
-    using Int = typename L::Int;
-    if constexpr (mode == Rounding::kStochasticEqual) return rest != 0 && (random >> (random_bits - 1)) != 0;
-    const Int left = larger<Int>(random_bits - shift, 0);
-    const Int right = smaller<Int>(larger<Int>(shift - random_bits, 0), L::kAllShiftedOut);
-    const Bits quotient = rest >> right;
-    const Bits threshold = (0xFFFFFFFFu >> (32 - random_bits)) ^ random;
-    const Bits lost = rest & ((Bits{1} << right) - 1);
-    if constexpr (mode == Rounding::kStochastic) {
-        const Bits half = ((Bits{1} << right) >> 1) | (right == 0);  // nothing lost: never up
-        const Bits up = lost + (quotient & 1) > half;
-        return (quotient << left) + up > threshold;
+template <Rounding mode, class Word>
+FP8SIM_HD auto rounds_away(Word rest, Word shift, Word random, int random_bits) {
+    const Word zero{}, all_shifted_out = zero + LayoutOf<Word>::kAllShiftedOut;
+    const Word n = zero + (uint32_t)random_bits;
+    const Word left = where(n > shift, n - shift);
+    const Word right = smaller<Word>(where(shift > n, shift - n), all_shifted_out);
+    const Word quotient = rest >> right;
+    const Word threshold = (0xFFFFFFFFu >> (32 - random_bits)) ^ random;
+    if constexpr (mode == Rounding::kStochasticEqual) {
+        return where(rest != 0, random >> (n - 1)) != 0;
+    } else if constexpr (mode == Rounding::kStochasticA) {
+        return (quotient << left) > threshold;
     } else if constexpr (mode == Rounding::kStochasticB) {
-        const Bits next_bit = (lost << 1) >> right;
+        const Word next_bit = ((rest << 1) >> right) & where(right != 0, zero + 1);
         return (quotient << left) + next_bit > threshold;
     } else {
-        return (quotient << left) > threshold;
+        const Word unit = (zero + 1) << right;
+        const Word half = (unit >> 1) | (unit & 1);  // where nothing is lost, nothing reaches it
+        const Word lost = rest & (unit - 1);
+        return (quotient << left) + where(lost + (quotient & 1) > half, zero + 1) > threshold;
     }
 }
 
-// The counting code of the magnitude that x's bits hold, rounded as if there were no largest one.
-template <Rounding mode, class Bits>
-FP8SIM_HD Bits round_magnitude(Bits magnitude, bool negative, const Conversion& c, uint32_t random, int random_bits) {
-    using L = Layout<Bits>;
-    const Scaled<Bits> scaled = scale_magnitude(magnitude, c);
-    const auto shift = smaller<typename L::Int>(scaled.shift, L::kAllShiftedOut);
-    const Bits unit = Bits{1} << shift;
-    const Bits half = unit >> 1;
-    const Bits down = (scaled.sig >> shift) + scaled.below;
+// The counting code of a magnitude, rounded as if there were no largest one.
+template <Rounding mode, Reach reach, class Word, class Mask>
+FP8SIM_HD Word round_magnitude(Word magnitude, Mask negative, const Conversion& c, Word random, int random_bits) {
+    const Scaled<Word> scaled = scale_magnitude<reach>(magnitude, c);
+    const Word zero{}, one = zero + 1, all_shifted_out = zero + LayoutOf<Word>::kAllShiftedOut;
+    const Word shift = smaller<Word>(scaled.shift, all_shifted_out);
+    const Word half = one << (shift - 1);
+    const Word rest_mask = half + half - 1;
+    const Word down = (scaled.sig >> shift) + scaled.below;
+    const Word even = ~(down ^ c.offset) & 1;
     if constexpr (mode == Rounding::kTowardZero) return down;
-    if constexpr (mode == Rounding::kToOdd) return down + ((scaled.sig & (unit - 1)) != 0 && !((down ^ c.offset) & 1));
+    if constexpr (mode == Rounding::kToOdd) return down + where((scaled.sig & rest_mask) != 0, even);
     if constexpr (is_stochastic(mode)) {
-        const auto far = smaller<typename L::Int>(scaled.shift, L::kAllShiftedOut + 32);
-        return down + rounds_away<mode>(static_cast<Bits>(scaled.sig & (unit - 1)), far, random, random_bits);
+        const Word far = smaller<Word>(scaled.shift, all_shifted_out + 32);
+        return down + where(rounds_away<mode, Word>(scaled.sig & rest_mask, far, random, random_bits), one);
     }
-    Bits addend = 0;
-    if constexpr (mode == Rounding::kTiesToEven) addend = half - 1 + ((down ^ c.offset) & 1);
+    Word addend = zero;
+    if constexpr (mode == Rounding::kTiesToEven) addend = half - even;
     if constexpr (mode == Rounding::kTiesToAway) addend = half;
     if constexpr (mode == Rounding::kTiesToZero) addend = half - 1;
-    if constexpr (mode == Rounding::kTowardPositive) addend = negative ? 0 : unit - 1;
-    if constexpr (mode == Rounding::kTowardNegative) addend = negative ? unit - 1 : 0;
+    if constexpr (mode == Rounding::kTowardPositive) addend = negative ? zero : rest_mask;
+    if constexpr (mode == Rounding::kTowardNegative) addend = negative ? rest_mask : zero;
     return ((scaled.sig + addend) >> shift) + scaled.below;
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Encode
 
-// The code, sign included, of a finite magnitude's counting code; `overflow` and `zero` are those of x's sign.
-template <class Bits>
-FP8SIM_HD uint32_t finish_finite(Bits counting, bool negative, const Conversion& c) {
-    const uint32_t code = static_cast<uint32_t>(counting) - c.offset;
-    const uint32_t overflow = negative ? c.overflow_negative : c.overflow_positive;
-    const uint32_t zero = negative ? c.zero_negative : c.zero_positive;
-    const uint32_t negative_code = c.sign_bit ? code | c.sign_bit : c.below;
-    const uint32_t in_range = negative ? negative_code : code;
-    const uint32_t nonzero = counting > c.max_code + c.offset ? overflow : in_range;
-    return counting == 0 ? zero : nonzero;
+// What a rounded magnitude becomes, sign included: the policy, either in codes or in the bits of the numbers that those
+// codes stand for. `Element` is wide enough for both.
+template <class Element>
+struct Ends {
+    Element largest;
+    Element sign;  // 0 in an unsigned format
+    Element below;
+    Element zero[2];  // for a positive and for a negative number
+    Element overflow[2];
+    Element infinity[2];
+    Element nan[2];
+};
+
+template <class Element>
+FP8SIM_HD Ends<Element> ends_of(const Conversion& c) {
+    return {c.max_code,
+            c.sign_bit,
+            c.below,
+            {c.zero_positive, c.zero_negative},
+            {c.overflow_positive, c.overflow_negative},
+            {c.infinity_positive, c.infinity_negative},
+            {c.nan_positive, c.nan_negative}};
 }
 
-// The code of the binary32 (binary64) number whose bits are x, and of infinities and NaN. `random` is the random
+template <class Word, class Mask, class Element>
+FP8SIM_HD Word choose(Mask negative, const Element (&ends)[2]) {
+    return negative ? Word{} + ends[1] : Word{} + ends[0];
+}
+
+// `rounded` is the magnitude that x was rounded to, a code or the bits of a number.
+template <class Word, class Mask, class Element>
+FP8SIM_HD Word finish(Word rounded, Mask is_zero, Word x, const Ends<Element>& ends) {
+    using L = LayoutOf<Word>;
+    const Word magnitude = x & ~L::kSignMask;
+    const auto negative = x != magnitude;
+    const Word negative_number = ends.sign != 0 ? rounded | ends.sign : Word{} + ends.below;
+    Word y = negative ? negative_number : rounded;
+    y = rounded > ends.largest ? choose<Word>(negative, ends.overflow) : y;
+    y = is_zero ? choose<Word>(negative, ends.zero) : y;
+    y = magnitude >= L::kInfinity ? choose<Word>(negative, ends.infinity) : y;
+    return magnitude > L::kInfinity ? choose<Word>(negative, ends.nan) : y;
+}
+
+// The code of the binary32 (binary64) number whose bits are x, of infinities and NaN, too. `random` is the random
 // integer R of `random_bits` bits (1 to 32) in the stochastic modes; the others ignore both.
-template <Rounding mode, class Bits>
-FP8SIM_HD uint32_t encode(Bits x, const Conversion& c, uint32_t random = 0, int random_bits = 32) {
-    using L = Layout<Bits>;
-    const Bits magnitude = x & ~L::kSignMask;
-    const bool negative = x != magnitude;
-    const uint32_t finite = finish_finite(round_magnitude<mode>(magnitude, negative, c, random, random_bits), negative, c);
-    const uint32_t infinity = negative ? c.infinity_negative : c.infinity_positive;
-    const uint32_t nan = negative ? c.nan_negative : c.nan_positive;
-    return magnitude < L::kInfinity ? finite : (magnitude == L::kInfinity ? infinity : nan);
+template <Rounding mode, Reach reach, class Word>
+FP8SIM_HD Word encode(Word x, const Conversion& c, Word random, int random_bits) {
+    using L = LayoutOf<Word>;
+    const Word magnitude = x & ~L::kSignMask;
+    const Word counting = round_magnitude<mode, reach>(magnitude, x != magnitude, c, random, random_bits);
+    // Where counting is 0 and `offset` 1, the difference wraps round, and the code is that of zero all the same.
+    return finish<Word>(counting - c.offset, counting == 0, x, ends_of<typename WordTypes<Word>::Element>(c));
 }
 
-// The same with the mode read from the conversion.
-template <class Bits>
-FP8SIM_HD uint32_t encode(Bits x, const Conversion& c, uint32_t random = 0, int random_bits = 32) {
+// The same where only the mode is known beforehand.
+template <Rounding mode, class Word>
+FP8SIM_HD Word encode(Word x, const Conversion& c, uint32_t random = 0, int random_bits = 32) {
+    switch (reach_of<Word>(c)) {
+        case Reach::kWithin: return encode<mode, Reach::kWithin, Word>(x, c, random, random_bits);
+        case Reach::kAligned: return encode<mode, Reach::kAligned, Word>(x, c, random, random_bits);
+        case Reach::kBeyond: return encode<mode, Reach::kBeyond, Word>(x, c, random, random_bits);
+    }
+    return 0;
+}
+
+// The same with the mode, too, read from the conversion.
+template <class Word>
+FP8SIM_HD Word encode(Word x, const Conversion& c, uint32_t random = 0, int random_bits = 32) {
     switch (static_cast<Rounding>(c.rounding)) {
-        case Rounding::kTiesToEven: return encode<Rounding::kTiesToEven>(x, c);
-        case Rounding::kTiesToAway: return encode<Rounding::kTiesToAway>(x, c);
-        case Rounding::kTiesToZero: return encode<Rounding::kTiesToZero>(x, c);
-        case Rounding::kTowardZero: return encode<Rounding::kTowardZero>(x, c);
-        case Rounding::kTowardPositive: return encode<Rounding::kTowardPositive>(x, c);
-        case Rounding::kTowardNegative: return encode<Rounding::kTowardNegative>(x, c);
-        case Rounding::kToOdd: return encode<Rounding::kToOdd>(x, c);
-        case Rounding::kStochastic: return encode<Rounding::kStochastic>(x, c, random, random_bits);
-        case Rounding::kStochasticA: return encode<Rounding::kStochasticA>(x, c, random, random_bits);
-        case Rounding::kStochasticB: return encode<Rounding::kStochasticB>(x, c, random, random_bits);
-        case Rounding::kStochasticEqual: return encode<Rounding::kStochasticEqual>(x, c, random, random_bits);
+#define FP8SIM_CASE(mode) \
+    case mode: return encode<mode, Word>(x, c, random, random_bits);
+        FP8SIM_EACH_ROUNDING(FP8SIM_CASE)
+#undef FP8SIM_CASE
     }
     return 0;
 }
@@ -215,54 +290,60 @@ FP8SIM_HD uint32_t encode(Bits x, const Conversion& c, uint32_t random = 0, int 
 // ---------------------------------------------------------------------------------------------------------------------
 // Decode
 
-// sig * 2^exponent in binary32 (binary64), rounded to nearest even where it is subnormal there, infinity above.
-// sig < 2^24, so that its conversion is exact and leaves the leading bit in the exponent field.
-template <class Bits>
-FP8SIM_HD Bits compose(uint32_t sig, typename Source<Bits>::Int exponent) {
-    using L = Layout<Bits>;
-    using Int = typename L::Int;
-    const Bits bits = bit_cast<Bits>(static_cast<typename L::Float>(static_cast<int32_t>(sig)));
-    const Int field = static_cast<Int>(bits >> L::kFractionBits) + exponent;
-    const Bits normal = (bits & L::kFractionMask) | (static_cast<Bits>(field) << L::kFractionBits);
-    const Int shift = smaller<Int>(larger<Int>(1 - field, 1), L::kAllShiftedOut);
-    const Bits significand = (bits & L::kFractionMask) | L::kHidden;
-    const Bits odd = (significand >> shift) & 1;
-    const Bits subnormal = (significand + (Bits{1} << (shift - 1)) - 1 + odd) >> shift;
-    const Bits finite = field >= 1 ? normal : subnormal;
-    return sig == 0 ? 0 : (field >= L::kLargestField ? L::kInfinity : finite);
+// bits * 2^exponent in binary32 (binary64), where bits are those of a normal number or zero: rounded to nearest even
+// where the product is subnormal, infinity above.
+template <class Word>
+FP8SIM_HD Word scale_by_power(Word bits, typename WordTypes<Word>::Int exponent) {
+    using L = LayoutOf<Word>;
+    using Int = typename WordTypes<Word>::Int;
+    const Int field = (Int)(bits >> L::kFractionBits) + exponent;
+    const Word fraction = bits & L::kFractionMask;
+    const Word normal = fraction | ((Word)field << L::kFractionBits);
+
+    const Int zero{}, one = zero + 1;
+    const Word shift = (Word)smaller<Int>(larger<Int>(one - field, one), zero + L::kAllShiftedOut);
+    const Word significand = fraction | L::kHidden;
+    const Word odd = (significand >> shift) & 1;
+    const Word subnormal = (significand + ((Word{} + 1) << (shift - 1)) - 1 + odd) >> shift;
+    const Word finite = field >= one ? normal : subnormal;
+    const Word number = field >= L::kLargestField ? broadcast<Word>(L::kInfinity) : finite;
+    return bits == 0 ? Word{} : number;
 }
 
 // The bits of the number that `code` stands for. The code's sign bit stays the sign, NaN included (0x80 of the FNUZ
 // formats is a negative NaN, as in ml_dtypes); NaN is the quiet one without payload.
-template <class Bits>
-FP8SIM_HD Bits decode(uint32_t code, const Conversion& c) {
-    using L = Layout<Bits>;
-    using Int = typename L::Int;
-    const uint32_t magnitude = code & ~c.sign_bit;
-    const bool negative = magnitude != code;
-    const uint32_t counting = magnitude + c.offset;
-    const Int binade = static_cast<Int>(counting >> c.mantissa_bits);  // 0: subnormal
-    const uint32_t hidden = 1u << c.mantissa_bits;
-    const uint32_t sig = (counting & (hidden - 1)) | (binade != 0 ? hidden : 0);
-    const Int exponent = c.emin - c.mantissa_bits + larger<Int>(binade - 1, 0);
+template <class Word>
+FP8SIM_HD Word decode(Word code, const Conversion& c) {
+    using L = LayoutOf<Word>;
+    using Int = typename WordTypes<Word>::Int;
+    const Word magnitude = code & ~(typename WordTypes<Word>::Element)c.sign_bit;
+    const auto negative = magnitude != code;
+    const Word counting = magnitude + c.offset;
+    const Word binade = counting >> c.mantissa_bits;  // 0: subnormal
+    const Word fraction = counting & ((1u << c.mantissa_bits) - 1);
+    const Word normal = (fraction << (L::kFractionBits - c.mantissa_bits)) | broadcast<Word>(L::kOne);
+    const Word subnormal = float_of_fraction(fraction);
+    const Int below_one = (Int)where(binade == 0, broadcast<Word>((uint32_t)c.mantissa_bits));
+    const Int exponent = (Int)larger<Word>(binade, Word{} + 1) - below_one + (c.emin - 1);
 
-    const bool nan = magnitude >= c.nan_from || (negative && magnitude == 0 && !c.negative_zero);
-    const Bits finite = compose<Bits>(sig, exponent);
-    const Bits number = magnitude == c.inf_code ? L::kInfinity : finite;
-    return (nan ? L::kQuietNan : number) | (negative ? L::kSignMask : 0);
+    Word y = scale_by_power<Word>(binade == 0 ? subnormal : normal, exponent);
+    y = magnitude == c.inf_code ? broadcast<Word>(L::kInfinity) : y;
+    y = magnitude >= c.nan_from ? broadcast<Word>(L::kQuietNan) : y;
+    if (!c.negative_zero) y = negative & (magnitude == 0) ? broadcast<Word>(L::kQuietNan) : y;
+    return y | where(negative, broadcast<Word>(L::kSignMask));
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Cast: the value that a number becomes in the format
+// Cast: the number that x becomes in the format
 
-template <Rounding mode, class Bits>
-FP8SIM_HD Bits cast(Bits x, const Conversion& c, uint32_t random = 0, int random_bits = 32) {
-    return decode<Bits>(encode<mode>(x, c, random, random_bits), c);
+template <Rounding mode, class Word>
+FP8SIM_HD Word cast(Word x, const Conversion& c, uint32_t random = 0, int random_bits = 32) {
+    return decode<Word>(encode<mode, Word>(x, c, random, random_bits), c);
 }
 
-template <class Bits>
-FP8SIM_HD Bits cast(Bits x, const Conversion& c, uint32_t random = 0, int random_bits = 32) {
-    return decode<Bits>(encode(x, c, random, random_bits), c);
+template <class Word>
+FP8SIM_HD Word cast(Word x, const Conversion& c, uint32_t random = 0, int random_bits = 32) {
+    return decode<Word>(encode<Word>(x, c, random, random_bits), c);
 }
 
 }  // namespace fp8sim
