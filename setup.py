@@ -32,13 +32,8 @@ ISA_FLAGS = {"avx2": AVX2_FLAGS, "avx512": AVX512_FLAGS}
 
 # A100, H100/H200 with its architecture-specific instructions, and PTX for every later device.
 NVCC_TARGETS = ["arch=compute_80,code=sm_80", "arch=compute_90a,code=sm_90a", "arch=compute_90,code=compute_90"]
-NVCCFLAGS = [
-    "-std=c++17",
-    "-O3",
-    "--fmad=false",
-    "-cudart=static",
-    "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-Wextra",
-]
+NVCCFLAGS = ["-std=c++17", "-O3", "--fmad=false", "--threads=2", "-cudart=static"]
+NVCC_HOST_FLAGS = "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-Wextra"
 
 
 def isa_of(source: str) -> str | None:
@@ -131,13 +126,13 @@ class BuildExt(build_ext):
         target.parent.mkdir(parents=True, exist_ok=True)
         targets = [f"-gencode={pair}" for pair in NVCC_TARGETS]
         includes = [f"-I{directory}" for directory in ext.include_dirs]
-        self.nvcc([*NVCCFLAGS, *targets, *includes, "-c", source, "-o", str(target)])
+        self.nvcc([*NVCCFLAGS, NVCC_HOST_FLAGS, *targets, *includes, "-c", source, "-o", str(target)])
         return str(target)
 
     def link_cuda(self, ext: Extension) -> None:
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
-        self.nvcc(["-shared", "-cudart=static", *ext.extra_objects, "-o", str(target)])
+        self.nvcc(["-shared", "--no-device-link", "-cudart=static", *ext.extra_objects, "-o", str(target)])
 
     def nvcc(self, arguments: list[str]) -> None:
         command = [str(find_nvcc()), *arguments]

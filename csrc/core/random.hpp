@@ -53,4 +53,12 @@ FP8SIM_HD uint32_t random_word(uint64_t seed, uint64_t stream, uint64_t element)
 // R: the high `random_bits` bits (1 to 32) of a random word, as rounding takes them.
 FP8SIM_HD uint32_t random_integer(uint32_t word, int random_bits) { return word >> (32 - random_bits); }
 
+// What stochastic modes draw: the random integer of element e of a tensor is that of element e + offset of the stream.
+struct RandomBits {
+    uint64_t seed;
+    uint64_t stream;
+    uint64_t offset;
+    int count;  // bits per element, 1 to 32
+};
+
 }  // namespace fp8sim

@@ -1,0 +1,70 @@
+"""CUDA C++ kernels, built where nvcc is found: casts in integer arithmetic, bitwise equal to `fp8sim._core`.
+
+Arrays arrive as addresses of contiguous memory on the current CUDA device, aligned to their elements. A call returns as
+soon as the kernel is queued on the stream; the caller keeps the memory alive until the stream has passed it.
+
+`conversion` is what `fp8sim.rounding.resolve` returns. `source` and `target` are one array or do not overlap.
+`cuda_stream` is the stream's handle (`torch.cuda.current_stream().cuda_stream`); 0 is the default stream.
+`seed`, `stream`, `offset` (64-bit patterns, as non-negative integers) and `random_bits` (1 to 32) are read by the
+stochastic modes; element i takes the random integer of element i + offset.
+
+Raises, everywhere:
+    ValueError: a null, misaligned, overlapping or host address, memory of another device than the current one, a size
+        below 0 or beyond the address space, an unknown dtype, an unknown mode, random_bits out of range.
+    TypeError: an argument of another type, a conversion without its 18 integers, a negative or too large seed.
+    RuntimeError: "no CUDA device: ..." where there is none or no driver; "CUDA error: ..." for any other failure.
+"""
+
+from collections.abc import Sequence
+
+def cast(
+    source: int,
+    target: int,
+    size: int,
+    dtype: str,
+    conversion: Sequence[int],
+    cuda_stream: int = 0,
+    *,
+    seed: int = 0,
+    stream: int = 0,
+    offset: int = 0,
+    random_bits: int = 32,
+) -> None:
+    """target[i] = the number of the format that source[i] becomes; both `size` elements of `dtype`.
+
+    `dtype` is "float16", "bfloat16", "float32" or "float64". NaN becomes the quiet NaN of its sign where the format has
+    NaN; a number of the format that float16 or bfloat16 lacks is rounded to it, ties to even.
+    """
+
+def encode(
+    source: int,
+    target: int,
+    size: int,
+    dtype: str,
+    code_dtype: str,
+    conversion: Sequence[int],
+    cuda_stream: int = 0,
+    *,
+    seed: int = 0,
+    stream: int = 0,
+    offset: int = 0,
+    random_bits: int = 32,
+) -> None:
+    """target[i] = the code that source[i] becomes, one in each "uint8", "uint16" or "uint32" (`code_dtype`).
+
+    `dtype` and special values as for `cast`; `code_dtype` is wide enough for the format.
+    """
+
+def decode(
+    source: int,
+    target: int,
+    size: int,
+    code_dtype: str,
+    dtype: str,
+    conversion: Sequence[int],
+    cuda_stream: int = 0,
+) -> None:
+    """target[i] = the number that code source[i] stands for. Codes lie within the format; this is not checked.
+
+    NaN codes give the quiet NaN of their sign; a number that `dtype` lacks is rounded to it, ties to even.
+    """
