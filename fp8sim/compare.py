@@ -62,5 +62,5 @@ def _count(what: str, wrong: torch.Tensor, actual: torch.Tensor, expected: torch
         return Comparison(wrong.numel(), 0)
     index = int(wrong.flatten().to(torch.uint8).argmax())
     at = [int(i) for i in torch.unravel_index(torch.tensor(index), wrong.shape)]
-    values = f"{float(actual.flatten()[index]):.9g}, expected {float(expected.flatten()[index]):.9g}"
+    values = " expected ".join(f"{float(t.detach().flatten()[index]):.9g}," for t in (actual, expected)).rstrip(",")
     return Comparison(wrong.numel(), mismatches, f"{what} at {at}: is {values}")

@@ -42,7 +42,7 @@ class Options:
         learning_rate: eta of unit-scaled recipes; None is 1.
         required_kernels: names of kernels ("triton.cast") that must run.
         out: folder of validation.json and report.html.
-        size: of the model. cast_elements: how many numbers a cast kernel is compared on.
+        size: of the model. cast_elements: how many numbers each cast is compared on.
     """
 
     text: Path | None = None
@@ -193,7 +193,7 @@ def _operation_rows(options: Options, linears: Comparison) -> list[Row]:
     return [
         Row(f"linear (3 GEMMs, {layers} layers)", "simulate", "bitwise", linears),
         Row(unit_scaled, "simulate", f"std {unit_scale.TOLERANCE:.0%}", factors),
-        Row("cast (e4m3, e5m2, fp16, bf16)", "simulate", "bitwise", arithmetic.check_casts()),
+        Row("cast (e4m3, e5m2, fp16, bf16)", "simulate", "bitwise", arithmetic.check_casts(options.cast_elements)),
     ]
 
 

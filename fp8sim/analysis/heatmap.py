@@ -23,7 +23,7 @@ FORMAT_REACH = 16
 
 @dataclass(frozen=True)
 class Range:
-    """Where numbers of a format lie, as powers of two: subnormal from `smallest`, normal from `normal` to below `end`."""
+    """Where a format's numbers lie: subnormal from 2^`smallest`, normal from 2^`normal`, none from 2^`end` on."""
 
     smallest: int
     normal: int
@@ -64,9 +64,10 @@ class Axis:
 
 @dataclass(frozen=True)
 class Cells:
-    """One operand at one step: its title, and for each zone and shade the path that fills its octaves."""
+    """One operand at one step: title, why it is empty, and for each zone and shade the path that fills its octaves."""
 
     title: str
+    reason: str
     paths: list[tuple[str, int, str]]
 
 
@@ -167,16 +168,15 @@ def _cells(label: str, look: CastLook, bounds: Range, axis: Axis) -> Cells:
         key = bounds.zone(exponent), shade(count / total)
         left = axis.x(exponent)
         paths[key] = f"{paths.get(key, '')}M{left:g} 0h{axis.x(exponent + 1) - left:.4g}v{CELL}H{left:g}z"
-    return Cells(_title(label, look), [(*key, path) for key, path in paths.items()])
+    title = f"{label}, step {look.step}: {look.figures.reason or _span(counts)}"
+    return Cells(title, look.figures.reason, [(*key, path) for key, path in paths.items()])
+
+
+def _span(counts: dict[int, int]) -> str:
+    low, high = min(counts), max(counts) + 1
+    return f"|x| from 2^{low} to 2^{high}, most often from 2^{max(counts, key=counts.__getitem__)} on"
 
 
 def shade(share: float) -> int:
     """0 for the smallest shares, len(LEVELS) for the largest."""
     return sum(share >= level for level in LEVELS)
-
-
-def _title(label: str, look: CastLook) -> str:
-    counts = look.figures.exponents
-    if not counts:
-        return f"{label}, step {look.step}: {look.figures.reason}"
-    return f"{label}, step {look.step}: 2^{min(counts)} to 2^{max(counts) + 1}, most near 2^{max(counts, key=counts.__getitem__)}"

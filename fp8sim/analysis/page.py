@@ -20,19 +20,16 @@ from fp8sim.analysis.sections import Section, read_section
 from fp8sim.analysis.verdicts import SEVERITY, Verdict
 from fp8sim.recipes import GEMM_OPERANDS
 
-STROKES = (
-    ("#0072b2", "solid"),
-    ("#d55e00", "dashed"),
-    ("#009e73", "dashdot"),
-    ("#8a4b9e", "dotted"),
-    ("#111111", "solid"),
-    ("#b8860b", "dashed"),
-)
-"""Colour and dash of each recipe's curve, told apart by readers who see no red or green; they repeat if need be."""
-DASHES = {"solid": "none", "dashed": "7 3", "dashdot": "8 3 2 3", "dotted": "2 3"}
+COLOURS = ("#56b4e9", "#d55e00", "#009e73", "#8a4b9e", "#111111", "#b8860b")
+"""Of the curves, in turn: told apart by readers who see no red or green."""
+CURVE_WIDTHS = (5.0, 1.2)
+"""Of the first and the last curve, the others between; every second one is dashed. Where curves coincide, all show."""
+
+POINT = 0.75
+"""Of a figure's units (points) in a unit of the page."""
 
 CURVE_CEILING = 1.5
-"""The loss axis ends at most this many times above the losses at the start, so that one diverging run hides no other."""
+"""The loss axis ends at this many times the losses at the start, so that a diverging run hides no other."""
 
 
 def html(data: Mapping[str, Any]) -> str:
@@ -46,17 +43,20 @@ def html(data: Mapping[str, Any]) -> str:
     """
     sections = [read_section(entry) for entry in data["scaling"]]
     bounds = heatmap.exponent_bounds(sections)
-    return _environment().get_template("report.html.j2").render(
-        data=data,
-        sections=sections,
-        maps=[heatmap.heat_map(section, bounds) for section in sections],
-        heatmap=heatmap,
-        answers=_answers(data),
-        strokes=[STROKES[i % len(STROKES)] for i in range(len(sections))],
-        dashes=DASHES,
-        loss_figure=_loss_figure(sections),
-        limits=verdicts,
-        gemm_operands=GEMM_OPERANDS,
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            data=data,
+            sections=sections,
+            maps=[heatmap.heat_map(section, bounds) for section in sections],
+            heatmap=heatmap,
+            answers=_answers(data),
+            strokes=strokes(len(sections)),
+            loss_figure=_loss_figure(sections),
+            limits=verdicts,
+            gemm_operands=GEMM_OPERANDS,
+        )
     )
 
 
@@ -72,8 +72,8 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
-def number(value: float | None, spec: str = ".1f") -> str:
-    """`value` by a format specification, with a minus sign of its own; a dash for None."""
+def number(value: float | None, spec: str = "z.1f") -> str:
+    """`value` by a format specification, with a true minus sign; a dash for None."""
     return "–" if value is None else f"{value:{spec}}".replace("-", "−")
 
 
@@ -82,7 +82,7 @@ def percent(value: float | None, digits: int = 2) -> str:
     if value is None or value == 0:
         return "–" if value is None else "0"
     least = 10.0**-digits
-    return f"<{least:g}" if abs(100 * value) < least / 2 else number(100 * value, f".{digits}f")
+    return f"<{least:g}" if abs(100 * value) < least / 2 else number(100 * value, f"z.{digits}f")
 
 
 def power(exponent: int) -> str:
@@ -140,6 +140,25 @@ def _worst(judged: Iterable[Mapping[str, Any]]) -> Verdict:
     return max((Verdict(one["verdict"]) for one in judged), key=SEVERITY.index, default=Verdict.NOT_CHECKED)
 
 
+@dataclass(frozen=True)
+class Stroke:
+    """How a recipe's loss curve is drawn."""
+
+    colour: str
+    width: float
+    dashes: tuple[float, float] | None
+
+
+def strokes(count: int) -> list[Stroke]:
+    """One for each of `count` curves, the first the widest."""
+    widest, narrowest = CURVE_WIDTHS
+    widths = [widest + (narrowest - widest) * i / max(1, count - 1) for i in range(count)]
+    return [
+        Stroke(COLOURS[i % len(COLOURS)], width, (2 * width, 2 * width) if i % 2 else None)
+        for i, width in enumerate(widths)
+    ]
+
+
 def _loss_figure(sections: list[Section]) -> Markup:
     """The losses of all recipes as SVG; empty without recipes. The page draws the legend, where names are escaped."""
     if not sections:
@@ -149,22 +168,25 @@ def _loss_figure(sections: list[Section]) -> Markup:
     axes.set(xlabel="step", ylabel="loss, nats per character")
     axes.grid(color="#e3e6ea", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
-    starts = []
-    for i, section in enumerate(sections):
-        colour, dash = STROKES[i % len(STROKES)]
-        losses = [math.nan if loss is None else loss for loss in section.entry["losses"]]
-        axes.plot(losses, color=colour, linestyle=dash, linewidth=1.4)
-        looks = [(look["step"], look["loss"]) for look in section.entry["looks"] if look["loss"] is not None]
-        axes.plot(*zip(*looks, strict=True), "o", color=colour, markersize=3) if looks else None
-        starts += [loss for step, loss in looks if step == 0]
+    for section, stroke in zip(sections, strokes(len(sections)), strict=True):
+        dashes = stroke.dashes and [POINT * length for length in stroke.dashes]
+        style = (0, dashes) if dashes else "-"
+        axes.plot(*_points(section), color=stroke.colour, linewidth=POINT * stroke.width, linestyle=style)
+    starts = [loss for section in sections for loss in section.entry["losses"][:1] if loss is not None]
     if starts:
         axes.set_ylim(top=min(axes.get_ylim()[1], CURVE_CEILING * max(starts)))
     return _svg(figure)
 
 
+def _points(section: Section) -> tuple[list[int], list[float]]:
+    """Steps and losses of a run: those of training, then that of the last look; NaN, a gap, where one is not finite."""
+    losses = dict(enumerate(section.entry["losses"])) | {look["step"]: look["loss"] for look in section.entry["looks"]}
+    return list(losses), [math.nan if loss is None else loss for loss in losses.values()]
+
+
 def _svg(figure: Figure) -> Markup:
     """`figure` as an element of a page: text stays text, and what only a file of its own needs is left out."""
-    settings = {"svg.fonttype": "none", "svg.hashsalt": "fp8sim", "font.size": 8.5}
+    settings = {"svg.fonttype": "none", "svg.hashsalt": "fp8sim", "font.size": 8.5, "lines.scale_dashes": False}
     out, no_metadata = io.StringIO(), dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with matplotlib.rc_context(settings):
         figure.savefig(out, format="svg", metadata=no_metadata)

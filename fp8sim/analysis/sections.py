@@ -74,6 +74,11 @@ class Group:
         return min([name, *(alias for alias, full in ALIASES.items() if full == name)], key=len)
 
     @property
+    def largest(self) -> float:
+        """The largest number of the format."""
+        return float(self.format.max)
+
+    @property
     def plateau(self) -> float:
         """sqnr in dB of a normal tensor inside the range of the format."""
         return plateau(self.format)

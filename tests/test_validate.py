@@ -1,0 +1,396 @@
+"""`fp8sim validate`: its verdicts, its exit codes, and that every fault planted into the arithmetic is named."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from fp8sim import backends, casting, cli, validate
+from fp8sim.analysis import kernels, report
+from fp8sim.analysis.verdicts import Verdict
+from fp8sim.backends import Backend
+from fp8sim.compare import Comparison
+from fp8sim.formats import parse
+from fp8sim.ops import matmul as ops
+from fp8sim.quantizers import Quantizer
+from fp8sim.simulate import matmul as simulate
+from fp8sim.training import scaling_check, text
+from fp8sim.training.model import ModelSize
+from fp8sim.training.text import Windows
+from fp8sim.unit_scaling import functional, rules
+from fp8sim.validate import Options, Validation
+
+SMALL = Options(
+    recipes=("unit_scaled_fp8", "bf16"),
+    steps=2,
+    size=ModelSize(context=8, embedding=32, width=64, blocks=2),
+    cast_elements=1 << 12,
+)
+
+
+@pytest.fixture(autouse=True)
+def _no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels have their own tests; here they are NOT CHECKED unless a test brings one."""
+    monkeypatch.setattr(kernels, "BACKENDS", ())
+
+
+def verdicts(validation: Validation) -> dict[str, Verdict]:
+    """Of the rows of operations and kernels, by the first word of their name."""
+    return {row.name.split()[0]: row.verdict for row in validation.rows}
+
+
+def test_without_a_fault_everything_passes() -> None:
+    validation = validate.validate(SMALL)
+    assert verdicts(validation) == {"linear": Verdict.PASS, "unit-scaled": Verdict.PASS, "cast": Verdict.PASS}
+    assert validation.exit_code() == 0
+    compared = {row.name.split()[0]: row.comparison.compared for row in validation.rows}
+    assert compared["linear"] > 1_000_000
+
+
+# Faults. Each is planted where a programmer would make it, and must be named by a row.
+
+Plant = Callable[[pytest.MonkeyPatch], None]
+
+
+def _cast_toward_zero(patch: pytest.MonkeyPatch) -> None:
+    original = casting.cast
+    patch.setattr(casting, "cast", lambda x, fmt, **policy: original(x, fmt, **{**policy, "rounding": "TOWARD_ZERO"}))
+
+
+def _cast_to_e5m2(patch: pytest.MonkeyPatch) -> None:
+    original, swapped = casting.cast, {parse("e4m3"): parse("e5m2")}
+    patch.setattr(casting, "cast", lambda x, fmt, **kw: original(x, swapped.get(parse(fmt), fmt), **kw))
+
+
+def _factor(which: str) -> Plant:
+    def plant(patch: pytest.MonkeyPatch) -> None:
+        original = rules.linear
+
+        def faulty(*sizes: Any) -> rules.LinearScales:
+            scales = original(*sizes)
+            return scales._replace(**{which: getattr(scales, which) * math.sqrt(2)})
+
+        patch.setattr(rules, "linear", faulty)
+
+    return plant
+
+
+def _operand_in_float32(gemm: int, operand: str) -> Plant:
+    def plant(patch: pytest.MonkeyPatch) -> None:
+        original = ops._plans
+
+        def faulty(recipe: Any) -> tuple[Any, ...]:
+            plans = list(original(recipe))
+            plans[gemm] = plans[gemm]._replace(**{operand: ""})
+            return tuple(plans)
+
+        patch.setattr(ops, "_plans", faulty)
+
+    return plant
+
+
+def _cast_twice_in_the_gemm(patch: pytest.MonkeyPatch) -> None:
+    original, first = simulate._quantized, Quantizer(parse("bf16"))
+    patch.setattr(simulate, "_quantized", lambda x, q: original(x if q is None else first(x), q))
+
+
+def _cast_twice_before_the_gemm(patch: pytest.MonkeyPatch) -> None:
+    original, first = functional._linear, Quantizer(parse("e5m2"))
+    patch.setattr(functional, "_linear", lambda input, *rest: original(first(input), *rest))
+
+
+def _gradient_cast_before_the_gemm(patch: pytest.MonkeyPatch) -> None:
+    original, first = ops._gemm, Quantizer(parse("e2m3"))
+
+    def faulty(name: str, a: torch.Tensor, *rest: Any) -> torch.Tensor:
+        return original(name, first(a) if name == "grad_input" else a, *rest)
+
+    patch.setattr(ops, "_gemm", faulty)
+
+
+def _gemm_forgets_its_factor(patch: pytest.MonkeyPatch) -> None:
+    original = simulate.gemm
+    patch.setattr(simulate, "gemm", lambda a, b, **kw: original(a, b, **{**kw, "scale": 1.0}))
+
+
+def _gemm_drops_the_last_k(patch: pytest.MonkeyPatch) -> None:
+    original = simulate.gemm
+
+    def faulty(a: torch.Tensor, b: torch.Tensor, **keywords: Any) -> torch.Tensor:
+        return original(torch.cat([a[..., :-1], torch.zeros_like(a[..., -1:])], -1), b, **keywords)
+
+    patch.setattr(simulate, "gemm", faulty)
+
+
+FAULTS: dict[str, tuple[Plant, set[str]]] = {
+    "cast rounds toward zero": (_cast_toward_zero, {"linear", "cast"}),
+    "e5m2 for e4m3": (_cast_to_e5m2, {"linear", "cast"}),
+    "forward factor": (_factor("output"), {"linear", "unit-scaled"}),
+    "grad_input factor": (_factor("grad_input"), {"linear", "unit-scaled"}),
+    "grad_weight factor": (_factor("grad_weight"), {"linear", "unit-scaled"}),
+    "input of output in float32": (_operand_in_float32(0, "first"), {"linear"}),
+    "weight of output in float32": (_operand_in_float32(0, "second"), {"linear"}),
+    "grad_output of grad_input in float32": (_operand_in_float32(1, "first"), {"linear"}),
+    "weight of grad_input in float32": (_operand_in_float32(1, "second"), {"linear"}),
+    "grad_output of grad_weight in float32": (_operand_in_float32(2, "first"), {"linear"}),
+    "input of grad_weight in float32": (_operand_in_float32(2, "second"), {"linear"}),
+    "cast twice inside the GEMM": (_cast_twice_in_the_gemm, {"linear"}),
+    "input cast twice": (_cast_twice_before_the_gemm, {"linear"}),
+    "gradient cast twice": (_gradient_cast_before_the_gemm, {"linear"}),
+    "GEMM without its factor": (_gemm_forgets_its_factor, {"linear", "unit-scaled"}),
+    "GEMM without its last k": (_gemm_drops_the_last_k, {"linear"}),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_fails_with_the_rows_that_name_it(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant, rows = FAULTS[fault]
+    plant(monkeypatch)
+    validation = validate.validate(dataclasses.replace(SMALL, recipes=("unit_scaled_fp8",)))
+    found = {name for name, verdict in verdicts(validation).items() if verdict is Verdict.FAIL}
+    assert found == rows
+    assert validation.exit_code() == 1
+    details = [row.detail for row in validation.rows if row.verdict is Verdict.FAIL]
+    assert all("expected" in detail for detail in details)
+    printed = report.terminal(validation.to_dict(), (Path("a"), Path("b")))
+    assert all(detail in printed for detail in details)
+
+
+@pytest.mark.parametrize(
+    "function", ["gelu", "embedding", "rms_norm", "residual_split", "residual_add", "cross_entropy", "linear_readout"]
+)
+def test_a_wrong_factor_of_any_unit_scaled_operation_is_named(function: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    scale_bwd, scale_fwd = functional.scale_bwd, functional.scale_fwd
+    if function in ("gelu", "cross_entropy"):
+        original = getattr(rules, function)
+
+        def faulty(*args: Any) -> Any:
+            factors = original(*args)
+            return tuple(2**0.5 * f for f in factors) if isinstance(factors, tuple) else factors * 2**0.5
+
+        monkeypatch.setattr(rules, function, faulty)
+    elif function == "linear_readout":
+        monkeypatch.setattr(rules, "readout", lambda i, o, t: rules.LinearScales(1 / i, o**-0.5, (t / 2) ** -0.5))
+    elif function == "residual_add":
+        monkeypatch.setattr(functional, "scale_fwd", lambda x, scale: scale_fwd(x, scale * 2**0.5))
+    else:
+        monkeypatch.setattr(functional, "scale_bwd", lambda x, scale: scale_bwd(x, scale * 2**0.5))
+    validation = validate.validate(dataclasses.replace(SMALL, recipes=("bf16",)))
+    (row,) = (row for row in validation.rows if row.verdict is Verdict.FAIL)
+    assert row.name.startswith("unit-scaled ops")
+    assert validation.exit_code() == 1
+
+
+# Kernels.
+
+
+def _faulty_cast(x: torch.Tensor, fmt: str, **policy: Any) -> torch.Tensor:
+    result = casting.cast(x, fmt, **policy)
+    result[-1] += 1
+    return result
+
+
+def _faulty_gemm(a: torch.Tensor, b: torch.Tensor, **keywords: Any) -> torch.Tensor:
+    return simulate.gemm(a[..., :-1], b[..., :-1, :], **keywords)
+
+
+def _raises(*args: Any, **keywords: Any) -> torch.Tensor:
+    raise AssertionError("must not run")
+
+
+def _kernel(op: str, function: Callable[..., torch.Tensor], contract: str = "bitwise") -> Backend:
+    name = f"{function.__module__}:{function.__name__}"
+    return Backend(op, "triton", "test", ("cpu",), "integer arithmetic", contract, name)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "verdict", "code"),
+    [
+        (_kernel("cast", casting.cast), Verdict.PASS, 0),
+        (_kernel("cast", _faulty_cast), Verdict.FAIL, 1),
+        (_kernel("gemm", simulate.gemm, "exact-sum"), Verdict.PASS, 0),
+        (_kernel("gemm", _faulty_gemm, "exact-sum"), Verdict.FAIL, 1),
+    ],
+)
+def test_a_kernel_is_held_against_its_contract(
+    kernel: Backend, verdict: Verdict, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "BACKENDS", (kernel,))
+    monkeypatch.setitem(backends._MISSING, "triton", lambda: None)
+    validation = validate.validate(dataclasses.replace(SMALL, recipes=("bf16",)))
+    assert verdicts(validation)[f"triton.{kernel.op}"] is verdict
+    assert validation.exit_code() == code
+
+
+def test_a_kernel_that_cannot_run_is_not_checked_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "BACKENDS", (_kernel("cast", _raises),))
+    monkeypatch.setitem(backends._MISSING, "triton", lambda: "no CUDA device")
+    options = dataclasses.replace(SMALL, recipes=("bf16",))
+    validation = validate.validate(options)
+    assert verdicts(validation)["triton.cast"] is Verdict.NOT_CHECKED
+    assert validation.exit_code() == 0
+    assert "NOT CHECKED (no CUDA device)" in report.terminal(validation.to_dict(), (Path("a"), Path("b")))
+    required = validate.validate(dataclasses.replace(options, required_kernels=("triton.cast",)))
+    assert required.exit_code() == 3
+
+
+# Verdicts of the scaling rule.
+
+
+def check(recipe: str, **keywords: Any) -> scaling_check.RecipeResult:
+    return scaling_check.check_recipe(recipe, Windows(text.load(), seed=keywords.get("seed", 0)), **keywords)
+
+
+@pytest.mark.parametrize(("seed", "learning_rate"), [(0, 1.0), (1, 1.0), (2, 0.5), (3, 0.125), pytest.param(0, 0.25)])
+def test_unit_scaled_fp8_holds(seed: int, learning_rate: float) -> None:
+    result = check("unit_scaled_fp8", seed=seed, learning_rate=learning_rate)
+    assert result.verdict is Verdict.PASS, result.decisive
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("learning_rate", [0.125, 0.25, 0.5, 1.0])
+def test_unit_scaled_fp8_holds_over_seeds_and_learning_rates(seed: int, learning_rate: float) -> None:
+    result = check("unit_scaled_fp8", seed=seed, learning_rate=learning_rate)
+    assert result.verdict is Verdict.PASS, result.decisive
+
+
+@pytest.mark.parametrize(
+    ("recipe", "verdict", "operand"),
+    [
+        ("bf16", Verdict.PASS, None),
+        ("fp16", Verdict.WARN, "grad_output"),
+        ("fp8_naive", Verdict.FAIL, "grad_output"),
+        ("fp8_loss_scaled", Verdict.WARN, "weight"),
+    ],
+)
+def test_the_other_recipes_fare_as_they_are_known_to(recipe: str, verdict: Verdict, operand: str | None) -> None:
+    result = check(recipe, steps=3)
+    assert result.verdict is verdict
+    assert operand is None or result.decisive.subject.endswith(operand)
+
+
+def test_an_all_zero_gradient_fails_and_says_so() -> None:
+    windows = Windows(text.load())
+    net = scaling_check.build_model(scaling_check.recipes.parse("unit_scaled_fp8"), windows, 0, SMALL.size)
+    with torch.no_grad():
+        net.readout.weight.zero_()
+    look = scaling_check.look(net, windows, 0)
+    failing = [f for f in look.findings() if f.verdict is Verdict.FAIL]
+    assert any(f.subject.endswith("grad_output") and f.reason == "all zero" for f in failing)
+
+
+def test_a_weight_that_is_not_finite_fails() -> None:
+    windows = Windows(text.load())
+    net = scaling_check.build_model(scaling_check.recipes.parse("unit_scaled_fp8"), windows, 0, SMALL.size)
+    with torch.no_grad():
+        net.projection.weight[0, 0] = math.inf
+    look = scaling_check.look(net, windows, 0)
+    assert any(f.figure == "finite" and f.subject == "projection weight" for f in look.findings())
+
+
+def test_a_failing_recipe_that_must_hold_decides_the_exit_code() -> None:
+    options = dataclasses.replace(SMALL, recipes=("fp8_naive",), size=ModelSize(), steps=1)
+    baseline = validate.validate(options)
+    assert baseline.results[0].verdict is Verdict.FAIL
+    assert baseline.exit_code() == 0
+    required = validate.validate(dataclasses.replace(options, require=("fp8_naive",)))
+    assert required.exit_code() == 2
+
+
+def test_a_run_that_compared_nothing_is_not_a_success() -> None:
+    validation = validate.validate(dataclasses.replace(SMALL, recipes=("bf16",)))
+    validation.rows = [dataclasses.replace(row, comparison=Comparison(0, 0)) for row in validation.rows]
+    assert validation.exit_code() == 3
+
+
+# The command line.
+
+
+def run(*arguments: str) -> Any:
+    return CliRunner().invoke(cli.app, ["validate", *arguments])
+
+
+@pytest.fixture
+def small_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.setattr(validate, "Options", lambda **chosen: dataclasses.replace(SMALL, **chosen))
+    monkeypatch.setattr(cli, "_enable_interpreter", lambda: None)
+    return tmp_path
+
+
+def test_the_files_hold_everything_and_the_screen_fits(small_runs: Path) -> None:
+    result = run("--recipe", "unit_scaled_fp8", "--recipe", "fp8_naive", "--out", str(small_runs), "--steps", "1")
+    assert result.exit_code == 0
+    assert max(len(line) for line in result.stdout.splitlines()) <= 132
+    data = json.loads((small_runs / "validation.json").read_text())
+    assert data["schema"] == validate.SCHEMA
+    assert data["exit_code"] == 0
+    assert [entry["recipe"]["name"] for entry in data["scaling"]] == ["unit_scaled_fp8", "fp8_naive"]
+    for entry in data["scaling"]:
+        layers = len({(o["layer"], o["operand"]) for o in entry["looks"][0]["operands"]})
+        assert layers == 3 * (5 if entry["recipe"]["name"] == "unit_scaled_fp8" else 6)
+        assert entry["recipe"]["output"]["first"] == "float8_e4m3fn:TIES_TO_EVEN:SATURATE"
+    assert "<html" in (small_runs / "report.html").read_text()
+
+
+def test_json_goes_to_standard_output(small_runs: Path) -> None:
+    result = run("--recipe", "bf16", "--out", str(small_runs), "--steps", "1", "--json", "-")
+    assert json.loads(result.stdout)["text"]["name"] == "topics"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--recipe", "fp9"], "unknown recipe 'fp9': use one of fp32, bf16"),
+        (["--require", "fp9"], "unknown recipe 'fp9'"),
+        (["--recipe", "fp32"], "is the reference"),
+        (["--text", "/nowhere/text"], "cannot be read"),
+        (["--kernel", "triton.sort"], "unknown kernel 'triton.sort'"),
+        (["--lr", "-1"], "learning_rate=-1.0: must be positive"),
+        (["--json", "file"], "only '-'"),
+        (["--out", "/proc/nothing"], "--out /proc/nothing: cannot be written"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_3(
+    small_runs: Path,
+    arguments: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = [] if "--out" in arguments else ["--out", str(small_runs)]
+    recipe = [] if {"--recipe", "--lr"} & {*arguments} else ["--recipe", "bf16"]
+    monkeypatch.setattr("sys.argv", ["fp8sim", "validate", *recipe, "--steps", "1", *out, *arguments])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 3
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("fp8sim: ")
+    assert message in line
+
+
+def test_an_empty_text_is_refused(
+    small_runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    empty = small_runs / "empty"
+    empty.write_text("")
+    monkeypatch.setattr("sys.argv", ["fp8sim", "validate", "--text", str(empty)])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 3
+    assert "is empty" in capsys.readouterr().err
+
+
+def test_backends_name_what_is_missing() -> None:
+    with pytest.raises(ValueError, match="unknown operation 'sort': use one of cast, decode, encode, gemm"):
+        backends.rows("sort")
+    with pytest.raises(ValueError, match="cast has no backend 'tpu': use one of simulate"):
+        backends.row("cast", "tpu")
+    with pytest.raises(ValueError, match="unknown backend 'tpu'"), backends.use_backend("tpu"):
+        pass
