@@ -63,3 +63,9 @@ def boundary_values(name: str, dtype_name: str) -> torch.Tensor:
 
 def conversion_of(name: str, rounding: Rounding, overflow: Overflow) -> Conversion:
     return resolve(parse(name), rounding, overflow)
+
+
+def assert_same_bits(actual: torch.Tensor, expected: torch.Tensor, what: str) -> None:
+    __tracebackhide__ = True
+    same = actual.contiguous().view(torch.uint8) == expected.contiguous().view(torch.uint8)
+    assert bool(same.all()), f"{what}: first difference at byte {int((~same).nonzero()[0])} of {same.numel()}"

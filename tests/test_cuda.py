@@ -14,7 +14,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from cast_cases import DTYPES, FORMAT_NAMES, boundary_values, conversion_of, policies, random_arguments, sampled_codes
+from cast_cases import (
+    DTYPES,
+    FORMAT_NAMES,
+    assert_same_bits,
+    boundary_values,
+    conversion_of,
+    policies,
+    random_arguments,
+    sampled_codes,
+)
 
 import fp8sim
 from fp8sim.formats import parse
@@ -155,12 +164,6 @@ def convert_on_host(function, source, target_dtype, conversion, *, seed=0, strea
     )
     function(ctypes.byref(job))
     return target
-
-
-def assert_same_bits(actual, expected, what):
-    __tracebackhide__ = True
-    same = actual.view(torch.uint8) == expected.view(torch.uint8)
-    assert bool(same.all()), f"{what}: first difference at byte {int((~same).nonzero()[0])}"
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
