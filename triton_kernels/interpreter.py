@@ -14,6 +14,7 @@ The corrections replace private names of Triton; `self_test` notices when one ha
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib
 import os
 import sys
@@ -191,6 +192,7 @@ def _method(function: Any) -> Callable[..., Any]:
 def _correct(interpreter: Any) -> None:
     interpreter._convert_float = _conversion(interpreter)
     _correct_builder(interpreter)
+    _speed_up(interpreter)
     _correct_loop_bounds(interpreter)
     _silence_floating_point(interpreter)
     _patch_language_once(interpreter)
@@ -306,3 +308,44 @@ def _patch_language_once(interpreter: Any) -> None:
     interpreter._patch_lang(SimpleNamespace(__globals__={"tl": language, "core": language.core}))
     nothing_to_restore = interpreter._LangPatchScope()
     interpreter._patch_lang = lambda fn: nothing_to_restore
+
+
+def _speed_up(interpreter: Any) -> None:
+    """Move elements with NumPy's indexing: stock loads and stores take 30 to 60 ns each."""
+    stock_dtype = interpreter._get_np_dtype
+    known: dict[str, np.dtype[Any]] = {}
+
+    def dtype_of(element: Any) -> np.dtype[Any]:
+        element = element.element_ty if element.is_block() else element
+        name = "pointer" if element.is_ptr() else element.name
+        return known[name] if name in known else known.setdefault(name, stock_dtype(element))
+
+    interpreter._get_np_dtype = dtype_of
+    builder, handle = interpreter.InterpreterBuilder, interpreter.TensorHandle
+
+    def load(self: Any, pointers: Any, mask: Any, other: Any, *hints: Any) -> Any:
+        element = pointers.get_element_ty()
+        dtype = dtype_of(element)
+        result = np.zeros(pointers.data.shape, dtype) if other is None else np.array(other.data, dtype)
+        memory, index = _memory(pointers.data[mask.data], dtype)
+        result[mask.data] = memory[index]
+        return handle(result, element)
+
+    def store(self: Any, pointers: Any, value: Any, mask: Any, *hints: Any) -> None:
+        memory, index = _memory(pointers.data[mask.data], value.data.dtype)
+        memory[index] = value.data[mask.data]
+
+    builder.create_masked_load, builder.create_masked_store = load, store
+
+
+def _memory(addresses: Array, dtype: np.dtype[Any]) -> tuple[Array, Array]:
+    """An array over the memory from the first to the last of `addresses`, and where in it each address lies."""
+    if addresses.size == 0:
+        return np.empty(0, dtype), np.empty(0, np.intp)
+    first, last = int(addresses.min()), int(addresses.max())
+    offsets = (addresses - np.uint64(first)).astype(np.intp)
+    if dtype.itemsize > 1:
+        offsets //= dtype.itemsize
+    size = last - first + dtype.itemsize
+    memory = (ctypes.c_char * size).from_address(first)
+    return np.frombuffer(memory, dtype), offsets
