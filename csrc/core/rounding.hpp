@@ -310,27 +310,68 @@ FP8SIM_HD Word scale_by_power(Word bits, typename WordTypes<Word>::Int exponent)
     return bits == 0 ? Word{} : number;
 }
 
-// The bits of the number that `code` stands for. The code's sign bit stays the sign, NaN included (0x80 of the FNUZ
-// formats is a negative NaN, as in ml_dtypes); NaN is the quiet one without payload.
+// Where a format's numbers lie among binary32's (binary64's).
+enum class Span {
+    kAligned,  // codes, shifted, are the bits of the numbers: bfloat16 in binary32
+    kNormal,   // they are normal numbers or zero
+    kAny,      // there are subnormal ones, or too large ones
+};
+
 template <class Word>
-FP8SIM_HD Word decode(Word code, const Conversion& c) {
+FP8SIM_HD Span span_of(const Conversion& c) {
+    using L = LayoutOf<Word>;
+    const int64_t lowest_field = int64_t{c.emin} + L::kBias;
+    const int64_t binades = larger<int64_t>((c.max_code + c.offset) >> c.mantissa_bits, 1);
+    const int64_t highest_field = lowest_field + binades - 1;
+    if (highest_field >= L::kLargestField) return Span::kAny;
+    if (lowest_field == 1) return Span::kAligned;
+    return lowest_field > c.mantissa_bits ? Span::kNormal : Span::kAny;
+}
+
+// The bits of the number that a counting code stands for.
+template <Span span, class Word>
+FP8SIM_HD Word number_of_counting(Word counting, const Conversion& c) {
     using L = LayoutOf<Word>;
     using Int = typename WordTypes<Word>::Int;
-    const Word magnitude = code & ~(typename WordTypes<Word>::Element)c.sign_bit;
-    const auto negative = magnitude != code;
-    const Word counting = magnitude + c.offset;
+    using Float = typename WordTypes<Word>::Float;
+    using Element = typename WordTypes<Word>::Element;
+    const int spare_bits = L::kFractionBits - c.mantissa_bits;
+    const Word in_place = counting << spare_bits;
+    if constexpr (span == Span::kAligned) return in_place;
+
+    if constexpr (span == Span::kNormal) {
+        // 2^emin * (1 + T) - 2^emin for a subnormal T, whose field is 0; normal fields are one lower.
+        const Word smallest_normal = broadcast<Word>((Element)(c.emin + L::kBias) << L::kFractionBits);
+        const Word bits = in_place + smallest_normal;
+        const Word subnormal = bit_cast<Word>(bit_cast<Float>(bits) - bit_cast<Float>(smallest_normal)) & ~L::kSignMask;
+        return in_place < L::kHidden ? subnormal : bits - L::kHidden;
+    }
+
     const Word binade = counting >> c.mantissa_bits;  // 0: subnormal
     const Word fraction = counting & ((1u << c.mantissa_bits) - 1);
-    const Word normal = (fraction << (L::kFractionBits - c.mantissa_bits)) | broadcast<Word>(L::kOne);
-    const Word subnormal = float_of_fraction(fraction);
+    const Word significand = binade == 0 ? float_of_fraction(fraction) : (fraction << spare_bits) | L::kOne;
     const Int below_one = (Int)where(binade == 0, broadcast<Word>((uint32_t)c.mantissa_bits));
     const Int exponent = (Int)larger<Word>(binade, Word{} + 1) - below_one + (c.emin - 1);
+    return scale_by_power<Word>(significand, exponent);
+}
 
-    Word y = scale_by_power<Word>(binade == 0 ? subnormal : normal, exponent);
+// The bits of the number that `code` stands for. The code's sign bit stays the sign, NaN included (0x80 of the FNUZ
+// formats is a negative NaN, as in ml_dtypes); NaN is the quiet one without payload.
+template <Span span, class Word>
+FP8SIM_HD Word decode(Word code, const Conversion& c) {
+    using L = LayoutOf<Word>;
+    const Word magnitude = code & ~(typename WordTypes<Word>::Element)c.sign_bit;
+    const auto negative = magnitude != code;
+    Word y = number_of_counting<span, Word>(magnitude + c.offset, c);
     y = magnitude == c.inf_code ? broadcast<Word>(L::kInfinity) : y;
     y = magnitude >= c.nan_from ? broadcast<Word>(L::kQuietNan) : y;
     if (!c.negative_zero) y = negative & (magnitude == 0) ? broadcast<Word>(L::kQuietNan) : y;
     return y | where(negative, broadcast<Word>(L::kSignMask));
+}
+
+template <class Word>
+FP8SIM_HD Word decode(Word code, const Conversion& c) {
+    return decode<Span::kAny, Word>(code, c);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,140 @@
+// fp8sim._core: checked conversions of contiguous NumPy arrays. Whatever is passed, no memory outside of the two arrays
+// is touched.
+#include <pybind11/numpy.h>
+#include <pybind11/stl.h>
+
+#include <array>
+#include <cstring>
+#include <string>
+
+#include "core/random.hpp"
+#include "cpu/bind.hpp"
+#include "cpu/cast.hpp"
+
+namespace py = pybind11;
+
+namespace fp8sim {
+namespace {
+
+using Fields = std::array<int64_t, kConversionFields>;
+
+struct DtypeRow {
+    const char* name;
+    Dtype dtype;
+    py::ssize_t bytes;
+};
+
+constexpr DtypeRow kDtypes[] = {
+    {"float16", Dtype::kFloat16, 2}, {"bfloat16", Dtype::kBfloat16, 2}, {"float32", Dtype::kFloat32, 4},
+    {"float64", Dtype::kFloat64, 8}, {"uint8", Dtype::kCodes8, 1},      {"uint16", Dtype::kCodes16, 2},
+    {"uint32", Dtype::kCodes32, 4},
+};
+
+[[noreturn]] void refuse(const std::string& message) { throw py::value_error(message); }
+
+const DtypeRow& find_dtype(const std::string& argument, const std::string& name, bool floats) {
+    std::string known;
+    for (const DtypeRow& row : kDtypes) {
+        if (is_float(row.dtype) != floats) continue;
+        if (name == row.name) return row;
+        known += (known.empty() ? "" : ", ") + std::string(row.name);
+    }
+    refuse(argument + "='" + name + "': use one of " + known);
+}
+
+Conversion to_conversion(const Fields& fields) {
+    Conversion c;
+    uint32_t words[kConversionFields];
+    for (int i = 0; i < kConversionFields; ++i) words[i] = static_cast<uint32_t>(fields[i]);
+    std::memcpy(&c, words, sizeof(c));
+    if (c.mantissa_bits < 0 || c.mantissa_bits > 23 || c.emin < -65536 || c.emin > 65536 || c.offset > 1 ||
+        c.max_code > 0x7FFFFFFF || static_cast<Rounding>(c.rounding) > Rounding::kStochasticEqual) {
+        refuse("conversion: expected what fp8sim.rounding.resolve returns");
+    }
+    return c;
+}
+
+struct Operand {
+    const char* argument;
+    const py::array& array;
+    const DtypeRow& dtype;
+
+    const char* begin() const { return static_cast<const char*>(array.data()); }
+    const char* end() const { return begin() + array.nbytes(); }
+};
+
+void check(const Operand& operand) {
+    const std::string argument = operand.argument;
+    const auto address = reinterpret_cast<uintptr_t>(operand.begin());
+    if (operand.array.itemsize() != operand.dtype.bytes) {
+        refuse(argument + " has items of " + std::to_string(operand.array.itemsize()) + " bytes: expected " +
+               operand.dtype.name);
+    }
+    if (!(operand.array.flags() & py::array::c_style)) refuse(argument + " is not C-contiguous: pass a contiguous copy");
+    if (address % operand.dtype.bytes != 0) refuse(argument + " is not aligned: pass an aligned copy");
+}
+
+void check_pair(const Operand& source, const Operand& target) {
+    check(source);
+    check(target);
+    if (!target.array.writeable()) refuse("target is read-only: pass a writeable array");
+    if (source.array.size() != target.array.size()) {
+        refuse("target has " + std::to_string(target.array.size()) + " elements: expected those of source, " +
+               std::to_string(source.array.size()));
+    }
+    const bool in_place = source.begin() == target.begin() && source.dtype.bytes == target.dtype.bytes;
+    const bool disjoint = source.end() <= target.begin() || target.end() <= source.begin();
+    if (!in_place && !disjoint) refuse("source and target overlap: pass the same array or disjoint ones");
+}
+
+void convert(const Operand& source, const Operand& target, const Fields& fields, const RandomBits& random) {
+    const Conversion conversion = to_conversion(fields);
+    if (random.count < 1 || random.count > 32) {
+        refuse("random_bits=" + std::to_string(random.count) + ": expected 1 to 32");
+    }
+    check_pair(source, target);
+    const CastJob job = {source.begin(),     const_cast<char*>(target.begin()),
+                         source.array.size(), source.dtype.dtype,
+                         target.dtype.dtype,  conversion,
+                         random.seed,         random.stream,
+                         random.offset,       random.count};
+    const py::gil_scoped_release unlocked;
+    run(job);
+}
+
+void cast(const py::array& source, const py::array& target, const std::string& dtype, const Fields& conversion,
+          uint64_t seed, uint64_t stream, uint64_t offset, int random_bits) {
+    const DtypeRow& row = find_dtype("dtype", dtype, true);
+    convert({"source", source, row}, {"target", target, row}, conversion, {seed, stream, offset, random_bits});
+}
+
+void encode(const py::array& source, const py::array& target, const std::string& dtype, const std::string& code_dtype,
+            const Fields& conversion, uint64_t seed, uint64_t stream, uint64_t offset, int random_bits) {
+    const Operand from = {"source", source, find_dtype("dtype", dtype, true)};
+    const Operand to = {"target", target, find_dtype("code_dtype", code_dtype, false)};
+    convert(from, to, conversion, {seed, stream, offset, random_bits});
+}
+
+void decode(const py::array& source, const py::array& target, const std::string& code_dtype, const std::string& dtype,
+            const Fields& conversion) {
+    const Operand from = {"source", source, find_dtype("code_dtype", code_dtype, false)};
+    const Operand to = {"target", target, find_dtype("dtype", dtype, true)};
+    convert(from, to, conversion, {0, 0, 0, 32});
+}
+
+}  // namespace
+
+void bind_cast(py::module_& module) {
+    const auto source = py::arg("source").noconvert(), target = py::arg("target").noconvert();
+    const auto dtype = py::arg("dtype"), code_dtype = py::arg("code_dtype"), conversion = py::arg("conversion");
+    const auto seed = py::arg("seed") = 0, stream = py::arg("stream") = 0, offset = py::arg("offset") = 0;
+    const auto random_bits = py::arg("random_bits") = 32;
+    const auto keywords = py::kw_only();
+
+    module.def("cast", &cast, source, target, dtype, conversion, keywords, seed, stream, offset, random_bits);
+    module.def("encode", &encode, source, target, dtype, code_dtype, conversion, keywords, seed, stream, offset,
+               random_bits);
+    module.def("decode", &decode, source, target, code_dtype, dtype, conversion);
+}
+
+}  // namespace fp8sim

@@ -1,0 +1,34 @@
+#include "cpu/cast.hpp"
+
+#include "cpu/float_environment.hpp"
+#include "cpu/isa.hpp"
+#include "cpu/parallel.hpp"
+
+namespace fp8sim {
+namespace {
+
+// Elements that one thread takes at a time: a multiple of every block and vector.
+constexpr int64_t kGrain = int64_t{1} << 15;
+
+CastLoops loops_for(Isa isa) {
+#if defined(FP8SIM_HAVE_AVX512)
+    if (isa == Isa::kAvx512) return cast_loops_avx512;
+#endif
+#if defined(FP8SIM_HAVE_AVX2)
+    if (isa == Isa::kAvx2) return cast_loops_avx2;
+#endif
+    (void)isa;
+    return cast_loops_portable;
+}
+
+}  // namespace
+
+void run(const CastJob& job) {
+    const CastLoops loops = loops_for(current_isa());
+    parallel_for(job.size, kGrain, [&](int64_t begin, int64_t end) {
+        const ScopedFloatEnvironment environment;
+        loops(job, begin, end);
+    });
+}
+
+}  // namespace fp8sim

@@ -1,0 +1,150 @@
+// Rounding by the adder of the floating-point unit: the fast path of most formats.
+//
+// With E the exponent of |x|, at least emin, C = 2^(E + F - M) has an ulp of 2^(E - M), which is the format's spacing at
+// x, so the sum |x| + C is x rounded to the format, ties to even, carry into the next binade included:
+//
+//     (|x| + C) - C              is the rounded magnitude, exactly
+//     bits(|x| + C) - bits(C)    is its significand in units of the spacing, whence its counting code
+//     |x| - ((|x| + C) - C)      is what rounding took away, exactly: every other mode is a step of one from there
+//
+// Needs the default floating-point environment (`ScopedFloatEnvironment`) and a compiler that keeps to IEEE arithmetic.
+// The last bit of the sum is that of the code if M >= 1.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/lanes.hpp"
+
+namespace fp8sim {
+namespace {
+
+template <class Element>
+struct Adder {
+    Element lowest;   // exponent field of emin, in place
+    Element highest;  // and of the binade above the largest number
+    Element lift;     // from E to the exponent of C, in place
+    Element units;    // a number: 2^32 / the smallest spacing
+    int mantissa_bits;
+};
+
+template <class Element>
+FP8SIM_HD Adder<Element> adder_of(const Conversion& c) {
+    using L = Layout<Element>;
+    const int lowest = c.emin + L::kBias;
+    const int binades = larger<int>(c.max_code >> c.mantissa_bits, 1);
+    return {Element(lowest) << L::kFractionBits, Element(lowest + binades) << L::kFractionBits,
+            Element(L::kFractionBits - c.mantissa_bits) << L::kFractionBits,
+            Element(L::kBias + 32 - c.emin + c.mantissa_bits) << L::kFractionBits, c.mantissa_bits};
+}
+
+// Whether the sums of this format are numbers that the source's dtype has.
+template <class Element>
+FP8SIM_HD bool adder_fits(const Conversion& c) {
+    using L = Layout<Element>;
+    const int m = c.mantissa_bits, lowest = c.emin + L::kBias;
+    const int64_t highest = int64_t{lowest} + larger<int>(c.max_code >> m, 1);
+    const bool has_codes = c.offset == 0 && m >= 1 && m < L::kFractionBits;
+    return has_codes && lowest - m - 1 >= 1 && highest + L::kFractionBits - m <= 2 * L::kBias;
+}
+
+// Stochastic rounding looks 32 bits below the spacing; binary32's subnormals must lie below those.
+FP8SIM_HD bool adder_fits_stochastic(const Conversion& c, int random_bits) {
+    const int smallest = c.emin - c.mantissa_bits;
+    return random_bits == 32 && smallest - 10 >= -126 && 32 - smallest <= 127;
+}
+
+// Whether the random integer rounds `magnitude` away from zero: the discarded fraction in units of 2^-32, rounded to
+// nearest even, exceeds `threshold`. Those are the significand's bits below the spacing, or, when it reaches further
+// down than 32 bits, what `units` and an addition of 2^23 make of the whole magnitude.
+FP8SIM_HD auto adder_rounds_away(Lanes<uint32_t> magnitude, Lanes<uint32_t> exponent, Lanes<uint32_t> threshold,
+                                 const Adder<uint32_t>& adder) {
+    using Word = Lanes<uint32_t>;
+    using Float = Lanes<float>;
+    using L = Layout<uint32_t>;
+    const Word binades_below = (exponent - (magnitude & L::kInfinity)) >> L::kFractionBits;
+    const Word left = (Word{} + (9 + adder.mantissa_bits) - binades_below) & 31;  // 32 - shift
+    const Word fraction = ((magnitude & L::kFractionMask) | L::kHidden) << left;
+
+    const Word shifted_one = broadcast<Word>(L::kOne + (uint32_t{L::kFractionBits} << L::kFractionBits));
+    const Float units = bit_cast<Float>(magnitude) * bit_cast<Float>(broadcast<Word>(adder.units));
+    const Word far_fraction = bit_cast<Word>(units + bit_cast<Float>(shifted_one)) - shifted_one;
+    return (units < bit_cast<Float>(shifted_one) ? far_fraction : fraction) > threshold;
+}
+
+// The bits of |x| + C, one ulp up or down where the mode is not ties to even.
+template <Rounding mode, class Word, class Mask, class Element>
+FP8SIM_HD Word adder_sum(Word magnitude, Word exponent, Mask negative, Word random, const Adder<Element>& adder) {
+    using Float = typename WordTypes<Word>::Float;
+    using L = Layout<Element>;
+    const Word one = broadcast<Word>(1), constant_bits = exponent + adder.lift;
+    const Float x = bit_cast<Float>(magnitude), constant = bit_cast<Float>(constant_bits);
+    const Word sum = bit_cast<Word>(x + constant);
+    if constexpr (mode == Rounding::kTiesToEven) return sum;
+
+    const Float lost = x - (bit_cast<Float>(sum) - constant);
+    const auto rounded_up = lost < Float{}, rounded_down = lost > Float{};
+    const Word floor = sum - where(rounded_up, one);
+    const Word half_spacing = constant_bits - (Element{L::kFractionBits + 1} << L::kFractionBits);
+    const Word lost_bits = bit_cast<Word>(lost);
+    if constexpr (mode == Rounding::kTowardZero) return floor;
+    if constexpr (mode == Rounding::kToOdd) return floor | where(lost != Float{}, one);
+    if constexpr (mode == Rounding::kTiesToAway) return sum + where(lost_bits == half_spacing, one);
+    if constexpr (mode == Rounding::kTiesToZero) return sum - where(lost_bits == (half_spacing | L::kSignMask), one);
+    if constexpr (mode == Rounding::kTowardPositive) return sum + where(rounded_down & ~negative, one) - where(rounded_up & negative, one);
+    if constexpr (mode == Rounding::kTowardNegative) return sum + where(rounded_down & negative, one) - where(rounded_up & ~negative, one);
+    if constexpr (mode == Rounding::kStochastic) return floor + where(adder_rounds_away(magnitude, exponent, ~random, adder), one);
+}
+
+// How a rounded magnitude becomes a result. The first two saturate, which is done beforehand: what exceeds the largest
+// number, a number itself, rounds to it in every mode.
+enum class Finish {
+    kSaturate,           // NaN gets the sign of x
+    kSaturateUnsignedNan,  // both NaN give the same
+    kAny,
+};
+
+template <class Element>
+FP8SIM_HD Finish finish_of(const Ends<Element>& e) {
+    const bool saturates = e.sign != 0 && e.zero[0] == 0 && e.zero[1] == e.sign && e.overflow[0] == e.largest &&
+                           e.overflow[1] == (e.largest | e.sign) && e.infinity[0] == e.overflow[0] && e.infinity[1] == e.overflow[1];
+    if (saturates && e.nan[1] == (e.nan[0] | e.sign)) return Finish::kSaturate;
+    return saturates && e.nan[0] == e.nan[1] ? Finish::kSaturateUnsignedNan : Finish::kAny;
+}
+
+// What a loop over the adder needs besides: the ends as codes and as numbers.
+template <class Element>
+struct AdderPlan {
+    Adder<Element> adder;
+    Ends<Element> codes;
+    Ends<Element> numbers;
+    int sign_shift;  // from the source's sign bit down to the code's
+};
+
+// The number that x becomes, or its code.
+template <Rounding mode, Finish finish_kind, bool to_codes, class Word, class Element>
+FP8SIM_HD Word convert_by_adder(Word x, Word random, const AdderPlan<Element>& plan) {
+    using Float = typename WordTypes<Word>::Float;
+    using L = Layout<Element>;
+    const Adder<Element>& adder = plan.adder;
+    const Word all = x & ~L::kSignMask;
+    constexpr bool kSaturates = finish_kind != Finish::kAny;
+    const Word magnitude = kSaturates ? smaller<Word>(all, broadcast<Word>(plan.numbers.largest)) : all;
+    Word exponent = larger<Word>(magnitude & L::kInfinity, broadcast<Word>(adder.lowest));
+    if (!kSaturates) exponent = smaller<Word>(exponent, broadcast<Word>(adder.highest));
+
+    const Word sum = adder_sum<mode>(magnitude, exponent, x != all, random, adder);
+    const Word constant = exponent + adder.lift;
+    Word y;
+    if constexpr (to_codes) y = sum - constant + ((exponent - adder.lowest) >> (L::kFractionBits - adder.mantissa_bits));
+    else y = bit_cast<Word>(bit_cast<Float>(sum) - bit_cast<Float>(constant));
+
+    const Ends<Element>& ends = to_codes ? plan.codes : plan.numbers;
+    if constexpr (finish_kind == Finish::kAny) return finish<Word>(y, y == 0, x, ends);
+    const Word sign = to_codes ? (x >> plan.sign_shift) & ends.sign : x & L::kSignMask;
+    const Word nan = broadcast<Word>(ends.nan[0]);
+    if constexpr (finish_kind == Finish::kSaturate) return (all > L::kInfinity ? nan : y) | sign;
+    return all > L::kInfinity ? nan : y | sign;
+}
+
+}  // namespace
+}  // namespace fp8sim

@@ -1,0 +1,124 @@
+// Vectors as words: GCC's and Clang's vector types, as wide as the instruction set of the file that includes this.
+//
+// The arithmetic of csrc/core works on them as it does on scalars, so a loop is vector code by construction; nothing
+// depends on what the compiler recognises.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#if defined(__SSE2__)
+// GCC 12 finds its own "undefined" registers uninitialized.
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#include <immintrin.h>
+#pragma GCC diagnostic pop
+#endif
+
+#include "core/rounding.hpp"
+
+// Lambdas are functions of their own, and must be part of the loop that calls them.
+#define FP8SIM_INLINE __attribute__((always_inline))
+
+namespace fp8sim {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+template <class Element, int count>
+struct VectorOf {
+    typedef Element type __attribute__((vector_size(count * sizeof(Element))));
+};
+
+template <class Element>
+constexpr int kLanes = kVectorBytes / sizeof(Element);
+
+// `Lanes<uint32_t>` is a register of binary32 bits.
+template <class Element>
+using Lanes = typename VectorOf<Element, kLanes<Element>>::type;
+
+}  // namespace
+
+template <>
+struct WordTypes<Lanes<uint32_t>> {
+    using Element = uint32_t;
+    using Int = Lanes<int32_t>;
+    using Float = Lanes<float>;
+};
+
+template <>
+struct WordTypes<Lanes<uint64_t>> {
+    using Element = uint64_t;
+    using Int = Lanes<int64_t>;
+    using Float = Lanes<double>;
+};
+
+namespace {
+
+// As many elements as a word of `Element` has lanes, widened from what memory holds.
+template <class Element, class Stored>
+FP8SIM_HD Lanes<Element> load(const Stored* from) {
+    typename VectorOf<Stored, kLanes<Element>>::type stored;
+    memcpy(&stored, from, sizeof(stored));
+    return __builtin_convertvector(stored, Lanes<Element>);
+}
+
+// The low bits of each lane.
+template <class Element, class Stored>
+FP8SIM_HD void store(Stored* to, Lanes<Element> lanes) {
+    using Narrow = typename VectorOf<Stored, kLanes<Element>>::type;
+    const Narrow narrow = __builtin_convertvector(lanes, Narrow);
+    memcpy(to, &narrow, sizeof(narrow));
+}
+
+// Four words of codes that fit in a byte, in order. Packing works within 128-bit parts, whence the permutation; storing
+// word by word takes twice the time.
+FP8SIM_HD void store_bytes(uint8_t* to, const Lanes<uint32_t> (&words)[4]) {
+#if defined(__AVX512BW__)
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const __m512i low = _mm512_packus_epi32(bit_cast<__m512i>(words[0]), bit_cast<__m512i>(words[1]));
+    const __m512i high = _mm512_packus_epi32(bit_cast<__m512i>(words[2]), bit_cast<__m512i>(words[3]));
+    _mm512_storeu_si512(to, _mm512_permutexvar_epi32(order, _mm512_packus_epi16(low, high)));
+#elif defined(__AVX2__)
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    const __m256i low = _mm256_packus_epi32(bit_cast<__m256i>(words[0]), bit_cast<__m256i>(words[1]));
+    const __m256i high = _mm256_packus_epi32(bit_cast<__m256i>(words[2]), bit_cast<__m256i>(words[3]));
+    const __m256i bytes = _mm256_permutevar8x32_epi32(_mm256_packus_epi16(low, high), order);
+    memcpy(to, &bytes, sizeof(bytes));
+#else
+    for (int word = 0; word < 4; ++word) store<uint32_t>(to + word * kLanes<uint32_t>, words[word]);
+#endif
+}
+
+// to[i] = apply(from[i]), a word at a time; the last lanes go through a buffer. `from` may be `to` itself. `apply` gets
+// the index of the first lane besides.
+template <class Element, class From, class To, class Apply>
+FP8SIM_HD void map_lanes(const From* from, To* to, int64_t count, Apply apply) {
+    constexpr int kStep = kLanes<Element>;
+    int64_t i = 0;
+    if constexpr (std::is_same_v<To, uint8_t> && std::is_same_v<Element, uint32_t>) {
+        for (; i + 4 * kStep <= count; i += 4 * kStep) {
+            Lanes<uint32_t> words[4];
+            for (int k = 0; k < 4; ++k) words[k] = apply(load<Element>(from + i + k * kStep), i + k * kStep);
+            store_bytes(to + i, words);
+        }
+    }
+    for (; i + kStep <= count; i += kStep) store<Element>(to + i, apply(load<Element>(from + i), i));
+    if (i == count) return;
+    From rest[kStep] = {};
+    To result[kStep];
+    memcpy(rest, from + i, (count - i) * sizeof(From));
+    store<Element>(result, apply(load<Element>(rest), i));
+    memcpy(to + i, result, (count - i) * sizeof(To));
+}
+
+}  // namespace
+}  // namespace fp8sim

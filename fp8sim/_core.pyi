@@ -1,0 +1,85 @@
+"""Vectorised, threaded loops in C++: conversions between floating-point arrays and codes.
+
+Arrays are C-contiguous, aligned NumPy arrays whose items have the width of the named dtype; "bfloat16" is any dtype of
+two bytes. `source` and `target` have equally many elements, and are one array or do not overlap. `conversion` is what
+`fp8sim.rounding.resolve` returns. `seed`, `stream`, `offset` (64-bit patterns, as non-negative integers) and
+`random_bits` (1 to 32) are read by the stochastic modes; element i takes the random integer of element i + offset.
+
+Results depend neither on the instruction set nor on the number of threads, nor on the process's rounding mode and
+flushing of subnormals. The interpreter lock is released during the loops.
+
+Raises, everywhere:
+    ValueError: an array of another width, layout or size, a read-only or overlapping target, an unknown dtype, integers
+        that `resolve` cannot have returned, random_bits out of range.
+    TypeError: an argument of another type, a negative or too large seed.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+def cast(
+    source: np.ndarray[Any, Any],
+    target: np.ndarray[Any, Any],
+    dtype: str,
+    conversion: Sequence[int],
+    *,
+    seed: int = 0,
+    stream: int = 0,
+    offset: int = 0,
+    random_bits: int = 32,
+) -> None:
+    """target[i] = the number of the format that source[i] becomes.
+
+    `dtype` is "float16", "bfloat16", "float32" or "float64". NaN becomes the quiet NaN of its sign where the format has
+    NaN; a number of the format that float16 or bfloat16 lacks is rounded to it, ties to even.
+    """
+
+def encode(
+    source: np.ndarray[Any, Any],
+    target: np.ndarray[Any, Any],
+    dtype: str,
+    code_dtype: str,
+    conversion: Sequence[int],
+    *,
+    seed: int = 0,
+    stream: int = 0,
+    offset: int = 0,
+    random_bits: int = 32,
+) -> None:
+    """target[i] = the code that source[i] becomes, one in each "uint8", "uint16" or "uint32" (`code_dtype`).
+
+    `dtype` and special values as for `cast`; `code_dtype` is wide enough for the format.
+    """
+
+def decode(
+    source: np.ndarray[Any, Any],
+    target: np.ndarray[Any, Any],
+    code_dtype: str,
+    dtype: str,
+    conversion: Sequence[int],
+) -> None:
+    """target[i] = the number that code source[i] stands for. Codes lie within the format; this is not checked.
+
+    NaN codes give the quiet NaN of their sign; a number that `dtype` lacks is rounded to it, ties to even.
+    """
+
+def get_num_threads() -> int:
+    """Threads that loops use, the calling one included: by default the processors that the process may run on."""
+
+def set_num_threads(count: int) -> None:
+    """Use `count` threads, 1 to 1024. ValueError if out of range."""
+
+def isa() -> str:
+    """The instruction set in use: "portable", "avx2" or "avx512".
+
+    The best that the processor has, unless the environment variable FP8SIM_ISA names another one when it is first needed.
+    ValueError if that names none of `isas()`.
+    """
+
+def isas() -> list[str]:
+    """The instruction sets that this build contains and this processor runs, slowest first."""
+
+def set_isa(isa: str) -> None:
+    """Use another instruction set, to test or to time it. ValueError if it is none of `isas()`."""

@@ -1,0 +1,325 @@
+"""Arrays to numbers of a format, to codes, and back: one array, one format, no scale factor.
+
+The public `fp8sim.cast`, `encode` and `decode` resolve a backend and end here for NumPy arrays and CPU tensors. The
+loops are those of `fp8sim._core`; this module finds the memory behind an array, checks it, and draws the policy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import operator
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from fp8sim import _core, formats
+from fp8sim.formats import Format
+from fp8sim.rounding import Conversion, Overflow, Rounding, member, resolve
+
+if TYPE_CHECKING:
+    import torch
+
+    _Array = TypeVar("_Array", np.ndarray[Any, Any], torch.Tensor)
+
+_FLOATS = ("float32", "float64", "float16", "bfloat16")
+_CODES = ("uint8", "uint16", "uint32")
+
+
+def cast(
+    x: _Array,
+    fmt: str | Format,
+    *,
+    rounding: Rounding | str = Rounding.TIES_TO_EVEN,
+    overflow: Overflow | str = Overflow.SATURATE,
+    seed: int | None = None,
+    stream: int = 0,
+    offset: int = 0,
+    random_bits: int = 32,
+    out: _Array | None = None,
+) -> _Array:
+    """Round every element to a number of `fmt`, in the dtype of `x`: `decode(encode(x))` in one pass, bit for bit.
+
+    Each of float64, float32, float16 and bfloat16 is rounded once. Subnormal numbers of either side, signed zeros and
+    infinities follow `fmt` and `overflow`. NaN becomes the quiet NaN of its sign; in a format without NaN, the largest
+    number. A number of `fmt` that the dtype of `x` lacks (65536 in float16) is rounded to it, ties to even.
+
+    Args:
+        x: [...], a NumPy array (ml_dtypes' bfloat16 included) or CPU tensor of any strides, empty and 0-d included.
+        fmt: a format or its name.
+        rounding: a member of `Rounding` or its name in any case.
+        overflow: a member of `Overflow` or its name in any case.
+        seed: 64 bits; the stochastic modes need it, the others refuse it.
+        stream: 64 bits, which of the seed's streams of random numbers (see `stream_id`).
+        offset: 64 bits, the index of the first element in the stream: a shard passes its place in the whole tensor.
+        random_bits: N, the random bits per element, 1 to 32.
+        out: [...], where to put the result: like `x`, any strides, `x` itself allowed.
+
+    Returns:
+        [...], of the kind and dtype of `x`, C-contiguous; `out` if given.
+
+    Raises:
+        ValueError: an unknown format or mode, a policy that the format cannot represent, a seed that is missing or
+            unused, a tensor that is not on the CPU, an `out` of another shape, read-only, or overlapping `x` or itself.
+        TypeError: `x` is no array or tensor of the four dtypes, `out` is none of the kind and dtype of `x`.
+    """
+    conversion = _conversion(fmt, rounding, overflow)
+    random = _random(conversion, seed, stream, offset, random_bits)
+    dtype = _dtype_of(x, "x", _FLOATS)
+    source = _memory(x, "x")
+    result = _empty(x, dtype) if out is None else out
+    target = source if out is x else _memory(result, "out")
+    if out is not None:
+        _check_out(x, out, source, target)
+    _run(_core.cast, source, target, (dtype, conversion), random)
+    if out is not None:
+        _mark_as_changed(out)
+    return result
+
+
+def encode(
+    x: _Array,
+    fmt: str | Format,
+    *,
+    rounding: Rounding | str = Rounding.TIES_TO_EVEN,
+    overflow: Overflow | str = Overflow.SATURATE,
+    seed: int | None = None,
+    stream: int = 0,
+    offset: int = 0,
+    random_bits: int = 32,
+) -> _Array:
+    """The code of `fmt` that every element rounds to.
+
+    Arguments, special values and errors as for `cast`. NaN gives the NaN code of its sign (`Format.nan_code`); in a
+    format without NaN, the code of the largest number.
+
+    Returns:
+        [...], of the kind of `x`, C-contiguous, dtype `code_dtype(fmt)`: one code per element, in the low bits.
+    """
+    conversion = _conversion(fmt, rounding, overflow)
+    random = _random(conversion, seed, stream, offset, random_bits)
+    dtype, codes = _dtype_of(x, "x", _FLOATS), code_dtype(formats.parse(fmt))
+    result = _empty(x, codes)
+    _run(_core.encode, _memory(x, "x"), _memory(result, "out"), (dtype, codes, conversion), random)
+    return result
+
+
+def decode(codes: _Array, fmt: str | Format, *, dtype: Any = "float32") -> _Array:
+    """The numbers that codes of `fmt` stand for.
+
+    Args:
+        codes: [...], uint8, uint16 or uint32, one code per element, of any strides.
+        fmt: a format or its name.
+        dtype: float32, float64, float16 or bfloat16, by name or as a dtype of NumPy or torch. A number that it lacks is
+            rounded to it, ties to even; infinity above its range.
+
+    Returns:
+        [...], of the kind of `codes`, C-contiguous. NaN codes give the quiet NaN of their sign; -0 keeps its sign.
+
+    Raises:
+        ValueError: an unknown format, a code outside it, a tensor that is not on the CPU.
+        TypeError: codes of another dtype, a dtype that is none of the four.
+    """
+    fmt = formats.parse(fmt)
+    code_name, name = _dtype_of(codes, "codes", _CODES), _dtype_name(dtype)
+    if name not in _FLOATS:
+        raise TypeError(f"dtype={dtype!r}: use one of {', '.join(_FLOATS)}")
+    source = _memory(codes, "codes")
+    _check_codes(source, fmt)
+    result = _empty(codes, name)
+    conversion = resolve(fmt, Rounding.TIES_TO_EVEN, Overflow.SATURATE)
+    _run(_core.decode, source, _memory(result, "out"), (code_name, name, conversion), {})
+    return result
+
+
+def code_dtype(fmt: Format) -> str:
+    """The dtype of arrays of codes of `fmt`: "uint8", "uint16" above 8 bits, "uint32" above 16."""
+    return "uint8" if fmt.bits <= 8 else "uint16" if fmt.bits <= 16 else "uint32"
+
+
+def stream_id(name: str, gemm: str, operand: str, step: int) -> int:
+    """The stream of random numbers of one operand at one step: 64 bits.
+
+    The first 8 bytes, little-endian, of BLAKE2b over the UTF-8 string "name|gemm|operand|step" with a decimal step.
+    ValueError if a part contains "|", which would let two operands share a stream.
+    """
+    parts = [name, gemm, operand, str(operator.index(step))]
+    for part in parts:
+        if "|" in part:
+            raise ValueError(f'{part!r} contains "|", which separates the parts of a stream: rename it')
+    return int.from_bytes(hashlib.blake2b("|".join(parts).encode()).digest()[:8], "little")
+
+
+# Policy.
+
+
+def _conversion(fmt: str | Format, rounding: Rounding | str, overflow: Overflow | str) -> Conversion:
+    return resolve(formats.parse(fmt), member(Rounding, rounding, "rounding"), member(Overflow, overflow, "overflow"))
+
+
+def _random(conversion: Conversion, seed: int | None, stream: int, offset: int, random_bits: int) -> dict[str, int]:
+    """The keywords of `_core` that say which random bits to use."""
+    mode = Rounding(conversion.rounding)
+    if not mode.is_stochastic:
+        if seed is not None:
+            raise ValueError(
+                f"seed={seed!r}: rounding={mode.name} takes no random bits; drop the seed or use STOCHASTIC"
+            )
+        return {}
+    if seed is None:
+        raise ValueError(f"rounding={mode.name} needs random bits: pass seed=, an integer of 64 bits")
+    if not 1 <= operator.index(random_bits) <= 32:
+        raise ValueError(f"random_bits={random_bits!r}: expected 1 to 32")
+    words = {"seed": seed, "stream": stream, "offset": offset}
+    return {name: _word(name, value) for name, value in words.items()} | {"random_bits": operator.index(random_bits)}
+
+
+def _word(argument: str, value: int) -> int:
+    """`value` as an unsigned integer of 64 bits; negative ones stand for their two's complement."""
+    word = operator.index(value)
+    if not -(2**63) <= word < 2**64:
+        raise ValueError(f"{argument}={value!r}: expected an integer of 64 bits")
+    return word % 2**64
+
+
+# The memory of arrays and tensors.
+
+
+def _is_tensor(x: object) -> bool:
+    """Whether `x` is a torch tensor; if torch was never imported, it cannot be."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(x, torch.Tensor)
+
+
+def _dtype_name(dtype: Any) -> str:
+    """The name that NumPy, ml_dtypes and torch share."""
+    if isinstance(dtype, str) or str(dtype).startswith("torch."):
+        return str(dtype).removeprefix("torch.")
+    return np.dtype(dtype).name
+
+
+def _dtype_of(x: Any, argument: str, allowed: tuple[str, ...]) -> str:
+    """The name of the dtype of `x`, which is one of `allowed`."""
+    if not isinstance(x, np.ndarray) and not _is_tensor(x):
+        raise TypeError(f"{argument} is a {type(x).__name__}: expected a NumPy array or a torch tensor")
+    name = _dtype_name(x.dtype)
+    if name not in allowed:
+        raise TypeError(f"{argument} has dtype {name}: expected {', '.join(allowed)}; convert it first")
+    return name
+
+
+def _memory(x: Any, argument: str) -> np.ndarray[Any, Any]:
+    """The memory of an array or tensor as a NumPy array of the same shape and strides; bfloat16 as uint16."""
+    if isinstance(x, np.ndarray):
+        return x.view(np.uint16) if x.dtype.name == "bfloat16" else x.view(np.ndarray)
+    return _tensor_memory(x, argument)
+
+
+def _tensor_memory(x: torch.Tensor, argument: str) -> np.ndarray[Any, Any]:
+    if x.device.type != "cpu":
+        raise ValueError(
+            f"{argument} is on {x.device}: fp8sim.casting takes CPU tensors; call fp8sim.cast, or {argument}.cpu()"
+        )
+    if str(x.layout) != "torch.strided":
+        raise TypeError(f"{argument} has layout {x.layout}: expected torch.strided; use {argument}.to_dense()")
+    if argument != "out":
+        x = x.resolve_neg()
+    torch = sys.modules["torch"]
+    x = x.detach()
+    memory: np.ndarray[Any, Any] = (x.view(torch.int16) if x.dtype is torch.bfloat16 else x).numpy()
+    return memory
+
+
+def _empty(like: _Array, dtype: str) -> _Array:
+    """A new array of the kind and shape of `like`."""
+    if not isinstance(like, np.ndarray):
+        torch = sys.modules["torch"]
+        return torch.empty(like.shape, dtype=getattr(torch, dtype))  # type: ignore[no-any-return]
+    if dtype == "bfloat16":
+        import ml_dtypes
+
+        return np.empty(like.shape, ml_dtypes.bfloat16)
+    return np.empty(like.shape, dtype)
+
+
+def _compact(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """`x` as the loops take it: C-contiguous, aligned, in native byte order; a copy only if it is not."""
+    if x.flags.c_contiguous and x.flags.aligned and x.dtype.isnative:
+        return x
+    return x.astype(x.dtype.newbyteorder("="), order="C")
+
+
+def _run(
+    function: Callable[..., None],
+    source: np.ndarray[Any, Any],
+    target: np.ndarray[Any, Any],
+    arguments: tuple[Any, ...],
+    random: dict[str, int],
+) -> None:
+    """Call `function` of `_core` on memory of any strides."""
+    result = target if _compact(target) is target else np.empty(target.shape, target.dtype.newbyteorder("="))
+    function(_compact(source), result, *arguments, **random)
+    if result is not target:
+        target[...] = result
+
+
+# What may be written to.
+
+
+def _check_out(x: Any, out: Any, source: np.ndarray[Any, Any], target: np.ndarray[Any, Any]) -> None:
+    if _is_tensor(x) != _is_tensor(out):
+        raise TypeError(f"out is a {type(out).__name__} and x a {type(x).__name__}: pass an out of the kind of x")
+    if out.dtype != x.dtype:
+        raise TypeError(f"out has dtype {out.dtype}: expected that of x, {x.dtype}")
+    if target.shape != source.shape:
+        raise ValueError(f"out has shape {target.shape}: expected that of x, {source.shape}")
+    if not target.flags.writeable:
+        raise ValueError("out is read-only: pass a writeable array")
+    if _overlaps_itself(target):
+        raise ValueError("out has elements that share memory (a broadcast or expanded array): pass a copy of it")
+    if not _is_same(source, target) and _may_overlap(source, target):
+        raise ValueError("out overlaps x without being x: pass x itself, or memory of its own")
+
+
+def _check_codes(codes: np.ndarray[Any, Any], fmt: Format) -> None:
+    if codes.size == 0 or 8 * codes.itemsize <= fmt.bits:
+        return
+    largest = int(codes.max())
+    if largest >> fmt.bits:
+        raise ValueError(f"codes contain {largest:#x}: the codes of {fmt} are 0 to {(1 << fmt.bits) - 1:#x}")
+
+
+def _steps(x: np.ndarray[Any, Any]) -> list[tuple[int, int]]:
+    """(stride, length) of every dimension in which `x` moves."""
+    return [(stride, length) for stride, length in zip(x.strides, x.shape, strict=True) if length > 1]
+
+
+def _is_same(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> bool:
+    return a.ctypes.data == b.ctypes.data and _steps(a) == _steps(b)
+
+
+def _overlaps_itself(x: np.ndarray[Any, Any]) -> bool:
+    """Whether two elements may share memory: each dimension must step over all that the smaller steps cover."""
+    if x.size == 0:
+        return False
+    covered = x.itemsize
+    for stride, length in sorted((abs(stride), length) for stride, length in _steps(x)):
+        if stride < covered:
+            return True
+        covered += stride * (length - 1)
+    return False
+
+
+def _may_overlap(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> bool:
+    """Whether two arrays share memory; True where that is hard to find out."""
+    try:
+        return np.shares_memory(a, b, max_work=100_000)  # type: ignore[arg-type]  # the stubs know two values of it
+    except np.exceptions.TooHardError:
+        return True
+
+
+def _mark_as_changed(out: Any) -> None:
+    """Tell autograd that a tensor was written to, so that a graph which needs the old values says so."""
+    if _is_tensor(out):
+        sys.modules["torch"].autograd.graph.increment_version(out)
