@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from fp8sim.analysis.sections import CastLook, Group, Section
+from fp8sim.analysis.sections import CastLook, Group, Row, Section
 from fp8sim.formats import Format
 
 WIDTH, LABELS, GAP = 1140, 132, 18
@@ -73,11 +73,10 @@ class Cells:
 
 @dataclass(frozen=True)
 class Line:
-    """One row: where it lies, its label, and cells per panel (None: not seen)."""
+    """One operand: where it lies, and its cells in each panel (None: not seen)."""
 
     y: int
-    label: str
-    layer: str
+    row: Row
     cells: list[Cells | None]
 
 
@@ -140,16 +139,10 @@ def heat_map(section: Section, bounds: tuple[int, int]) -> HeatMap:
 
 
 def _band(group: Group, axis: Axis, y: int) -> Band:
-    bounds = range_of(group.format)
-    lines = [
-        Line(
-            y + HEADING + i * ROW,
-            row.label,
-            row.layer,
-            [look and _cells(row.label, look, bounds, axis) for look in row.looks],
-        )
-        for i, row in enumerate(group.rows)
-    ]
+    bounds, lines = range_of(group.format), []
+    for i, row in enumerate(group.rows):
+        cells = [None if look is None else _cells(row.label, look, bounds, axis) for look in row.looks]
+        lines.append(Line(y + HEADING + i * ROW, row, cells))
     return Band(y, group, list(_zones(bounds, axis)), lines)
 
 

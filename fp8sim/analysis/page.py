@@ -2,34 +2,18 @@
 
 from __future__ import annotations
 
-import io
-import math
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import matplotlib
-from markupsafe import Markup
-from matplotlib.figure import Figure
 
 from fp8sim.analysis import heatmap, verdicts
-from fp8sim.analysis.sections import Section, read_section
+from fp8sim.analysis.curves import loss_figure, strokes
+from fp8sim.analysis.sections import read_section
 from fp8sim.analysis.verdicts import SEVERITY, Verdict
 from fp8sim.recipes import GEMM_OPERANDS
-
-COLOURS = ("#56b4e9", "#d55e00", "#009e73", "#8a4b9e", "#111111", "#b8860b")
-"""Of the curves, in turn: told apart by readers who see no red or green."""
-CURVE_WIDTHS = (5.0, 1.2)
-"""Of the first and the last curve, the others between; every second one is dashed. Where curves coincide, all show."""
-
-POINT = 0.75
-"""Of a figure's units (points) in a unit of the page."""
-
-CURVE_CEILING = 1.5
-"""The loss axis ends at this many times the losses at the start, so that a diverging run hides no other."""
 
 
 def html(data: Mapping[str, Any]) -> str:
@@ -43,21 +27,18 @@ def html(data: Mapping[str, Any]) -> str:
     """
     sections = [read_section(entry) for entry in data["scaling"]]
     bounds = heatmap.exponent_bounds(sections)
-    return (
-        _environment()
-        .get_template("report.html.j2")
-        .render(
-            data=data,
-            sections=sections,
-            maps=[heatmap.heat_map(section, bounds) for section in sections],
-            heatmap=heatmap,
-            answers=_answers(data),
-            strokes=strokes(len(sections)),
-            loss_figure=_loss_figure(sections),
-            limits=verdicts,
-            gemm_operands=GEMM_OPERANDS,
-        )
-    )
+    content = {
+        "data": data,
+        "answers": _answers(data),
+        "sections": sections,
+        "maps": [heatmap.heat_map(section, bounds) for section in sections],
+        "strokes": strokes(len(sections)),
+        "loss_figure": loss_figure(sections),
+        "gemm_operands": GEMM_OPERANDS,
+        "heatmap": heatmap,
+        "limits": verdicts,
+    }
+    return _environment().get_template("report.html.j2").render(content)
 
 
 def _environment() -> jinja2.Environment:
@@ -138,57 +119,3 @@ def _by_verdict(entries: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
 def _worst(judged: Iterable[Mapping[str, Any]]) -> Verdict:
     """The worst verdict; NOT CHECKED if there is none."""
     return max((Verdict(one["verdict"]) for one in judged), key=SEVERITY.index, default=Verdict.NOT_CHECKED)
-
-
-@dataclass(frozen=True)
-class Stroke:
-    """How a recipe's loss curve is drawn."""
-
-    colour: str
-    width: float
-    dashes: tuple[float, float] | None
-
-
-def strokes(count: int) -> list[Stroke]:
-    """One for each of `count` curves, the first the widest."""
-    widest, narrowest = CURVE_WIDTHS
-    widths = [widest + (narrowest - widest) * i / max(1, count - 1) for i in range(count)]
-    return [
-        Stroke(COLOURS[i % len(COLOURS)], width, (2 * width, 2 * width) if i % 2 else None)
-        for i, width in enumerate(widths)
-    ]
-
-
-def _loss_figure(sections: list[Section]) -> Markup:
-    """The losses of all recipes as SVG; empty without recipes. The page draws the legend, where names are escaped."""
-    if not sections:
-        return Markup()
-    figure = Figure(figsize=(6.2, 2.7), layout="constrained")
-    axes = figure.subplots()
-    axes.set(xlabel="step", ylabel="loss, nats per character")
-    axes.grid(color="#e3e6ea", linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
-    for section, stroke in zip(sections, strokes(len(sections)), strict=True):
-        dashes = stroke.dashes and [POINT * length for length in stroke.dashes]
-        style = (0, dashes) if dashes else "-"
-        axes.plot(*_points(section), color=stroke.colour, linewidth=POINT * stroke.width, linestyle=style)
-    starts = [loss for section in sections for loss in section.entry["losses"][:1] if loss is not None]
-    if starts:
-        axes.set_ylim(top=min(axes.get_ylim()[1], CURVE_CEILING * max(starts)))
-    return _svg(figure)
-
-
-def _points(section: Section) -> tuple[list[int], list[float]]:
-    """Steps and losses of a run: those of training, then that of the last look; NaN, a gap, where one is not finite."""
-    losses = dict(enumerate(section.entry["losses"])) | {look["step"]: look["loss"] for look in section.entry["looks"]}
-    return list(losses), [math.nan if loss is None else loss for loss in losses.values()]
-
-
-def _svg(figure: Figure) -> Markup:
-    """`figure` as an element of a page: text stays text, and what only a file of its own needs is left out."""
-    settings = {"svg.fonttype": "none", "svg.hashsalt": "fp8sim", "font.size": 8.5, "lines.scale_dashes": False}
-    out, no_metadata = io.StringIO(), dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    with matplotlib.rc_context(settings):
-        figure.savefig(out, format="svg", metadata=no_metadata)
-    element = out.getvalue()[out.getvalue().index("<svg") :]
-    return Markup(re.sub(r' (xmlns(:xlink)?|version)="[^"]*"', "", element))

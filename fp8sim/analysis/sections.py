@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -157,6 +158,8 @@ def _label(layer: str, operand: str) -> str:
 
 def _read_cast(plain: dict[str, Any], step: int) -> CastLook:
     fields = {field.name: plain[field.name] for field in dataclasses.fields(CastFigures)}
+    if plain["sqnr"] is None and not plain["exact"] and not plain["reason"]:
+        fields["sqnr"] = -math.inf  # JSON has no infinity: an infinite error was written as null
     exponents = {int(exponent): count for exponent, count in plain["exponents"].items()}
     figures, fmt = CastFigures(**{**fields, "exponents": exponents}), parse(plain["format"])
     findings = judge_cast(_label(plain["layer"], plain["operand"]), figures, fmt, trained=step > 0)
