@@ -65,6 +65,11 @@ def decode(
     NaN codes give the quiet NaN of their sign; a number that `dtype` lacks is rounded to it, ties to even.
     """
 
+def random_integers(
+    target: np.ndarray[Any, Any], *, seed: int = 0, stream: int = 0, offset: int = 0, random_bits: int = 32
+) -> None:
+    """target[i] = the random integer that the stochastic modes take for element i; `target` is uint32."""
+
 def get_num_threads() -> int:
     """Threads that loops use, the calling one included: by default the processors that the process may run on."""
 
@@ -74,7 +79,7 @@ def set_num_threads(count: int) -> None:
 def isa() -> str:
     """The instruction set in use: "portable", "avx2" or "avx512".
 
-    The best that the processor has, unless the environment variable FP8SIM_ISA names another one when it is first needed.
+    The best that the processor has, unless the environment variable FP8SIM_ISA names another one at first use.
     ValueError if that names none of `isas()`.
     """
 

@@ -196,7 +196,8 @@ def _dtype_name(dtype: Any) -> str:
     """The name that NumPy, ml_dtypes and torch share."""
     if isinstance(dtype, str) or str(dtype).startswith("torch."):
         return str(dtype).removeprefix("torch.")
-    return np.dtype(dtype).name
+    name: str = np.dtype(dtype).name
+    return name
 
 
 def _dtype_of(x: Any, argument: str, allowed: tuple[str, ...]) -> str:

@@ -84,6 +84,7 @@ class Format:
         yield f"exponent_bits must be 1 to 15, got {e}", not 1 <= e <= 15
         yield f"mantissa_bits must be 0 to 23, got {m}", not 0 <= m <= 23
         yield f"a format has 2 to 32 bits, got {self.bits}", not 2 <= self.bits <= 32
+        yield f"a magnitude code has at most 31 bits, got {e + m}", e + m > 31
         yield f"bias must lie in -32768..32768, got {self.bias}", not -32768 <= self.bias <= 32768
         yield "Nan.IEEE means that there is an infinity: set infinity=True", ieee and not self.infinity
         yield "Nan.IEEE needs a fraction bit to tell NaN from infinity", ieee and m < 1

@@ -74,10 +74,14 @@ void check(const Operand& operand) {
     if (address % operand.dtype.bytes != 0) refuse(argument + " is not aligned: pass an aligned copy");
 }
 
-void check_pair(const Operand& source, const Operand& target) {
-    check(source);
+void check_target(const Operand& target) {
     check(target);
     if (!target.array.writeable()) refuse("target is read-only: pass a writeable array");
+}
+
+void check_pair(const Operand& source, const Operand& target) {
+    check(source);
+    check_target(target);
     if (source.array.size() != target.array.size()) {
         refuse("target has " + std::to_string(target.array.size()) + " elements: expected those of source, " +
                std::to_string(source.array.size()));
@@ -87,11 +91,15 @@ void check_pair(const Operand& source, const Operand& target) {
     if (!in_place && !disjoint) refuse("source and target overlap: pass the same array or disjoint ones");
 }
 
-void convert(const Operand& source, const Operand& target, const Fields& fields, const RandomBits& random) {
-    const Conversion conversion = to_conversion(fields);
+void check(const RandomBits& random) {
     if (random.count < 1 || random.count > 32) {
         refuse("random_bits=" + std::to_string(random.count) + ": expected 1 to 32");
     }
+}
+
+void convert(const Operand& source, const Operand& target, const Fields& fields, const RandomBits& random) {
+    const Conversion conversion = to_conversion(fields);
+    check(random);
     check_pair(source, target);
     const CastJob job = {source.begin(),     const_cast<char*>(target.begin()),
                          source.array.size(), source.dtype.dtype,
@@ -122,6 +130,15 @@ void decode(const py::array& source, const py::array& target, const std::string&
     convert(from, to, conversion, {0, 0, 0, 32});
 }
 
+void random_integers(const py::array& target, uint64_t seed, uint64_t stream, uint64_t offset, int random_bits) {
+    const Operand to = {"target", target, find_dtype("dtype", "uint32", false)};
+    const RandomBits random = {seed, stream, offset, random_bits};
+    check(random);
+    check_target(to);
+    const py::gil_scoped_release unlocked;
+    draw(static_cast<uint32_t*>(const_cast<void*>(target.data())), target.size(), random);
+}
+
 }  // namespace
 
 void bind_cast(py::module_& module) {
@@ -135,6 +152,7 @@ void bind_cast(py::module_& module) {
     module.def("encode", &encode, source, target, dtype, code_dtype, conversion, keywords, seed, stream, offset,
                random_bits);
     module.def("decode", &decode, source, target, code_dtype, dtype, conversion);
+    module.def("random_integers", &random_integers, target, keywords, seed, stream, offset, random_bits);
 }
 
 }  // namespace fp8sim

@@ -12,13 +12,13 @@ constexpr int64_t kGrain = int64_t{1} << 15;
 
 CastLoops loops_for(Isa isa) {
 #if defined(FP8SIM_HAVE_AVX512)
-    if (isa == Isa::kAvx512) return cast_loops_avx512;
+    if (isa == Isa::kAvx512) return cast_loops_avx512();
 #endif
 #if defined(FP8SIM_HAVE_AVX2)
-    if (isa == Isa::kAvx2) return cast_loops_avx2;
+    if (isa == Isa::kAvx2) return cast_loops_avx2();
 #endif
     (void)isa;
-    return cast_loops_portable;
+    return cast_loops_portable();
 }
 
 }  // namespace
@@ -27,8 +27,13 @@ void run(const CastJob& job) {
     const CastLoops loops = loops_for(current_isa());
     parallel_for(job.size, kGrain, [&](int64_t begin, int64_t end) {
         const ScopedFloatEnvironment environment;
-        loops(job, begin, end);
+        loops.run(job, begin, end);
     });
+}
+
+void draw(uint32_t* target, int64_t size, const RandomBits& random) {
+    const CastLoops loops = loops_for(current_isa());
+    parallel_for(size, kGrain, [&](int64_t begin, int64_t end) { loops.draw(target, random, begin, end); });
 }
 
 }  // namespace fp8sim

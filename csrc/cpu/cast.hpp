@@ -7,4 +7,7 @@ namespace fp8sim {
 
 void run(const CastJob& job);
 
+// target[i] = the random integer of element i.
+void draw(uint32_t* target, int64_t size, const RandomBits& random);
+
 }  // namespace fp8sim

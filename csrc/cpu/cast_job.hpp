@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "core/format.hpp"
+#include "core/random.hpp"
 
 namespace fp8sim {
 
@@ -26,11 +27,16 @@ struct CastJob {
     int random_bits;
 };
 
-// Runs elements [begin, end) of a job; one function for each instruction set.
-using CastLoops = void (*)(const CastJob& job, int64_t begin, int64_t end);
+// What there is for each instruction set.
+struct CastLoops {
+    // Runs elements [begin, end) of a job.
+    void (*run)(const CastJob& job, int64_t begin, int64_t end);
+    // target[i] = the random integer of element i, for i in [begin, end).
+    void (*draw)(uint32_t* target, RandomBits random, int64_t begin, int64_t end);
+};
 
-void cast_loops_portable(const CastJob& job, int64_t begin, int64_t end);
-void cast_loops_avx2(const CastJob& job, int64_t begin, int64_t end);
-void cast_loops_avx512(const CastJob& job, int64_t begin, int64_t end);
+CastLoops cast_loops_portable();
+CastLoops cast_loops_avx2();
+CastLoops cast_loops_avx512();
 
 }  // namespace fp8sim

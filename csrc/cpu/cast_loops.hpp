@@ -17,6 +17,7 @@ namespace fp8sim {
 namespace {
 
 constexpr int kBlock = 1024;
+constexpr int kRandomBuffer = kBlock + 2 * kPhiloxGroup;
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Between stored elements and the words that conversions start from and end in
@@ -102,7 +103,7 @@ template <class Element, class Apply>
 void for_each_block(const CastJob& job, int64_t begin, int64_t end, Apply apply) {
     const RandomBits random = {job.seed, job.stream, job.offset, job.random_bits};
     const bool draws = is_stochastic(static_cast<Rounding>(job.conversion.rounding));
-    uint32_t buffer[kBlock + 2 * kPhiloxGroup];
+    uint32_t buffer[kRandomBuffer];
     for (int64_t i = begin; i < end; i += kBlock) {
         const int count = static_cast<int>(smaller<int64_t>(end - i, kBlock));
         apply(i, count, draws ? random_integers(i, count, random, buffer) : nullptr);
@@ -148,6 +149,14 @@ void cast_elements(From from, const CastJob& job, int64_t begin, int64_t end) {
             adder_cast_stage(x, random, target + i, count, plan);
         }
     });
+}
+
+inline void draw(uint32_t* target, RandomBits random, int64_t begin, int64_t end) {
+    uint32_t buffer[kRandomBuffer];
+    for (int64_t i = begin; i < end; i += kBlock) {
+        const int count = static_cast<int>(smaller<int64_t>(end - i, kBlock));
+        memcpy(target + i, random_integers(i, count, random, buffer), count * sizeof(uint32_t));
+    }
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

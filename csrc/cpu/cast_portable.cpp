@@ -1,8 +1,7 @@
-#include "cpu/cast_job.hpp"
 #include "cpu/cast_loops.hpp"
 
 namespace fp8sim {
 
-void cast_loops_portable(const CastJob& job, int64_t begin, int64_t end) { run_cast(job, begin, end); }
+CastLoops cast_loops_portable() { return {run_cast, draw}; }
 
 }  // namespace fp8sim
