@@ -1,4 +1,4 @@
-"""Cast, encode and decode for any format, by integer arithmetic: one kernel, every mode, bit for bit as `fp8sim.casting`.
+"""Cast, encode and decode for any format, by integer arithmetic: one kernel, every mode, the bits of `fp8sim.casting`.
 
 The kernel never converts between floating-point types: a number travels as its pattern of bits, so subnormal numbers,
 infinities, signed zeros and the signs of NaN follow the policy on every GPU, sm_80 included, and in the interpreter.
@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from fp8sim import formats
+from fp8sim.casting import code_dtype
 from fp8sim.formats import FORMATS, Format
 from fp8sim.rounding import Conversion, Overflow, Rounding, member, resolve
 from fp8sim.triton_kernels import interpreter
@@ -100,7 +101,7 @@ def cast(
     """Round every element to a number of `fmt`, in the dtype of `x`, as `fp8sim.cast` does.
 
     Args:
-        x: [...], float64, float32, float16 or bfloat16, any strides; on a CUDA device, or on the CPU in the interpreter.
+        x: [...], float64, float32, float16 or bfloat16, any strides; on a CUDA device, or interpreted on the CPU.
         fmt, rounding, overflow, seed, stream, offset, random_bits: as for `fp8sim.cast`.
         out: [...], of x's dtype and device, where to put the result; `x` itself allowed.
         block: elements per program, a power of two from 64 to 2^20.
@@ -117,8 +118,12 @@ def cast(
     """
     to = _conversion(fmt, rounding, overflow)
     source, bits, result = _float_type("x", x)
+    require_device("x", x)
     random = _random(to, seed, stream, offset, random_bits)
-    return _launch(x, _output(x, out), source, to, bits, random, block, back=True, result=result)
+    if out is None:
+        out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    _require_output(out, x)
+    return _launch(x, out, source, to, bits, random, block, back=True, result=result)
 
 
 def encode(
@@ -141,19 +146,19 @@ def encode(
     fmt = formats.parse(fmt)
     to = _conversion(fmt, rounding, overflow)
     source, bits, _ = _float_type("x", x)
+    require_device("x", x)
     random = _random(to, seed, stream, offset, random_bits)
-    out = torch.empty(x.shape, dtype=_code_dtype(fmt), device=x.device)
+    out = torch.empty(x.shape, dtype=getattr(torch, code_dtype(fmt)), device=x.device)
     return _launch(x, out, source, to, bits, random, block)
 
 
 def decode(
-    codes: torch.Tensor, fmt: str | Format, *, dtype: torch.dtype = torch.float32, block: int | None = None
+    codes: torch.Tensor, fmt: str | Format, *, dtype: torch.dtype | str = torch.float32, block: int | None = None
 ) -> torch.Tensor:
     """The numbers that codes of `fmt` stand for.
 
     Args:
-        codes: [...], of the unsigned integer type that `encode` returns, any strides. Bits above the format's are not
-            looked at.
+        codes: [...], uint8, uint16 or uint32, one code per element, any strides.
         fmt: a format or its name.
         dtype: float32, float64, float16 or bfloat16; a number it lacks is rounded to it, ties to even, overflow to
             infinity.
@@ -163,13 +168,17 @@ def decode(
         [...], contiguous. NaN is the quiet NaN of the code's sign.
 
     Raises:
-        TypeError: codes of another type, or a dtype that is no float.
+        TypeError: codes of another dtype, or a dtype that is none of the four.
+        ValueError: an unknown format, or a code outside it.
         RuntimeError: codes are on a device where no kernel runs.
     """
     fmt = formats.parse(fmt)
-    if not isinstance(codes, torch.Tensor) or codes.dtype != _code_dtype(fmt):
+    if not isinstance(codes, torch.Tensor) or codes.dtype not in _SIGNED:
         got = getattr(codes, "dtype", type(codes).__name__)
-        raise TypeError(f"codes of {fmt} must be a tensor of {_code_dtype(fmt)}, as encode gives, got {got}")
+        raise TypeError(f"codes must be a torch tensor of uint8, uint16 or uint32, got {got}")
+    require_device("codes", codes)
+    _require_codes(codes, fmt)
+    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     out = torch.empty(codes.shape, dtype=dtype, device=codes.device)
     _, bits, result = _float_type("dtype", out)
     source = _conversion(fmt, Rounding.TIES_TO_EVEN, Overflow.SATURATE)
@@ -190,7 +199,6 @@ def _launch(
     block: int | None,
     **rest: Any,
 ) -> torch.Tensor:
-    require_device("x", x)
     if x.numel() == 0:
         return out
     elements = x.numel() + random.skipped
@@ -201,7 +209,10 @@ def _launch(
     constants |= {name.upper(): value for name, value in rest.items()}
     with torch.cuda.device_of(x):
         _convert_kernel[grid](_raw(x), _raw(target), x.numel(), *random[:4], **constants, BLOCK=block, num_warps=4)
-    return out if target is out else out.copy_(target)
+    if target is not out:
+        return out.copy_(target)
+    torch.autograd.graph.increment_version(out)
+    return out
 
 
 def require_device(argument: str, x: torch.Tensor) -> None:
@@ -219,14 +230,14 @@ _RAW = {1: torch.uint8, 2: torch.uint16, 4: torch.uint32, 8: torch.uint64}
 
 def _raw(x: torch.Tensor) -> torch.Tensor:
     """The elements' bits, in row-major order."""
-    return x.detach().contiguous().view(_RAW[x.element_size()])
+    return x.detach().resolve_neg().contiguous().view(_RAW[x.element_size()])
 
 
 def _block(block: int | None, elements: int) -> int:
     """Elements per program. The interpreter takes milliseconds per program whatever its size, so it gets large ones."""
     if block is None:
         largest = 1 << 18 if interpreter.is_enabled() else 1 << 10
-        return min(max(triton.next_power_of_2(elements), 64), largest)
+        return min(max(1 << (elements - 1).bit_length(), 64), largest)
     if block not in [1 << k for k in range(6, 21)]:
         raise ValueError(f"block={block}: expected a power of two from 64 to 2^20")
     return block
@@ -237,7 +248,7 @@ def _conversion(fmt: str | Format, rounding: Rounding | str, overflow: Overflow 
 
 
 def _float_type(argument: str, x: Any) -> tuple[Conversion | None, int, Conversion | None]:
-    """Of x's dtype: how its bits widen to a pattern, how many bits that has, and how a pattern becomes its bits again."""
+    """Of x's dtype: how its bits widen to a pattern, how many bits that has, how a pattern becomes its bits again."""
     dtype = x.dtype if isinstance(x, torch.Tensor) else None
     if dtype in (torch.float32, torch.float64):
         return None, 8 * dtype.itemsize, None
@@ -249,10 +260,6 @@ def _float_type(argument: str, x: Any) -> tuple[Conversion | None, int, Conversi
     quiet_nan = to.inf_code | 1 << (to.mantissa_bits - 1)
     to = to._replace(nan_positive=quiet_nan, nan_negative=quiet_nan | to.sign_bit)
     return (to if dtype == torch.float16 else None), 32, to
-
-
-def _code_dtype(fmt: Format) -> torch.dtype:
-    return torch.uint8 if fmt.bits <= 8 else torch.uint16 if fmt.bits <= 16 else torch.uint32
 
 
 def _random(to: Conversion, seed: int | None, stream: int, offset: int, random_bits: int) -> _Random:
@@ -274,12 +281,40 @@ def _signed(word: int) -> int:
     return (word + 2**63) % 2**64 - 2**63
 
 
-def _output(x: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
-    if out is None:
-        return torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    if (out.shape, out.dtype, out.device) != (x.shape, x.dtype, x.device):
+def _require_output(out: torch.Tensor, x: torch.Tensor) -> None:
+    """TypeError or ValueError unless results for `x` can be written to `out` while `x` is read."""
+    if not isinstance(out, torch.Tensor) or out.dtype != x.dtype:
+        raise TypeError(f"out must be a tensor of x's dtype {x.dtype}, got {getattr(out, 'dtype', type(out).__name__)}")
+    if (out.shape, out.device) != (x.shape, x.device):
         raise ValueError(
-            f"out must have x's shape, dtype and device {tuple(x.shape)} {x.dtype} {x.device}, "
-            f"got {tuple(out.shape)} {out.dtype} {out.device}"
+            f"out must have x's shape and device {list(x.shape)} {x.device}, got {list(out.shape)} {out.device}"
         )
-    return out
+    if any(step == 0 and length > 1 for step, length in zip(out.stride(), out.shape, strict=True)):
+        raise ValueError("out has elements that share memory (an expanded tensor): pass a copy of it")
+    same = out.data_ptr() == x.data_ptr() and out.stride() == x.stride()
+    if not same and max(out.data_ptr(), x.data_ptr()) < min(_end(out), _end(x)):
+        raise ValueError("out overlaps x without being x: pass x itself, or memory of its own")
+
+
+def _end(x: torch.Tensor) -> int:
+    """The address behind the last element; of an empty tensor that of its memory."""
+    if x.numel() == 0:
+        return x.data_ptr()
+    last = sum(step * (length - 1) for step, length in zip(x.stride(), x.shape, strict=True))
+    return x.data_ptr() + (last + 1) * x.element_size()
+
+
+_SIGNED = {torch.uint8: torch.uint8, torch.uint16: torch.int16, torch.uint32: torch.int32}
+"""Types of codes, and as what torch computes with their bits."""
+
+
+def _require_codes(codes: torch.Tensor, fmt: Format) -> None:
+    """ValueError if a code has bits that `fmt` has not. Waits for the device, where the type has such bits at all."""
+    width = 8 * codes.element_size()
+    if width <= fmt.bits:
+        return
+    beyond = (-1 << fmt.bits) if codes.dtype != torch.uint8 else 0xFF & -1 << fmt.bits
+    outside = codes.view(_SIGNED[codes.dtype]) & beyond != 0
+    if bool(outside.any()):
+        first = int(codes.flatten()[int(outside.flatten().nonzero()[0])])
+        raise ValueError(f"codes contain {first:#x}: the codes of {fmt} are 0 to {(1 << fmt.bits) - 1:#x}")

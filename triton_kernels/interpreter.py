@@ -347,5 +347,5 @@ def _memory(addresses: Array, dtype: np.dtype[Any]) -> tuple[Array, Array]:
     if dtype.itemsize > 1:
         offsets //= dtype.itemsize
     size = last - first + dtype.itemsize
-    memory = (ctypes.c_char * size).from_address(first)
-    return np.frombuffer(memory, dtype), offsets
+    memory = memoryview((ctypes.c_char * size).from_address(first))
+    return np.frombuffer(memory.cast("B"), dtype), offsets

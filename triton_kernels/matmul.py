@@ -184,7 +184,7 @@ def _require_capability(x: torch.Tensor) -> None:
     capability = torch.cuda.get_device_capability(x.device)
     if capability < (8, 9):
         raise RuntimeError(
-            f"FP8 matrix products need compute capability 8.9 or later (Ada, Hopper), and "
-            f"{torch.cuda.get_device_name(x.device)} has {capability[0]}.{capability[1]}: convert a and b to float16 or "
-            f"bfloat16, which hold every FP8 number, or simulate with fp8sim.use_backend('simulate') on the CPU"
+            f"FP8 matrix products need compute capability 8.9 or later (Ada, Hopper), and {x.device} has "
+            f"{capability[0]}.{capability[1]}: convert a and b to float16, which holds every FP8 number, "
+            f"or simulate with fp8sim.use_backend('simulate') on the CPU"
         )

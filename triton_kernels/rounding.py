@@ -45,32 +45,13 @@ def encode(bits, random, to: tl.constexpr, RANDOM_BITS: tl.constexpr):
     negative = bits > MAGNITUDE
     counting = _round_magnitude(magnitude, negative, random, to, RANDOM_BITS)
     code = counting.to(tl.uint32) - to.offset
+    positive = _finish(code, counting, magnitude, False, to)
     if _is_symmetric(to):
-        code = _finish(
-            code, counting, magnitude, to.zero_positive, to.overflow_positive, to.infinity_positive, to.nan_positive, to
-        )
         signed = negative if to.negative_zero else negative & (counting != 0)
-        code = tl.where(signed, code | to.sign_bit, code)
+        return tl.where(signed, positive | to.sign_bit, positive)
     else:
-        if to.sign_bit != 0:
-            below_zero = code | to.sign_bit
-        else:
-            below_zero = tl.full(code.shape, to.below, tl.uint32)
-        below_zero = _finish(
-            below_zero,
-            counting,
-            magnitude,
-            to.zero_negative,
-            to.overflow_negative,
-            to.infinity_negative,
-            to.nan_negative,
-            to,
-        )
-        code = _finish(
-            code, counting, magnitude, to.zero_positive, to.overflow_positive, to.infinity_positive, to.nan_positive, to
-        )
-        code = tl.where(negative, below_zero, code)
-    return code
+        below_zero = code | to.sign_bit if to.sign_bit != 0 else tl.full(code.shape, to.below, tl.uint32)
+        return tl.where(negative, _finish(below_zero, counting, magnitude, True, to), positive)
 
 
 @triton.constexpr_function
@@ -93,21 +74,16 @@ def _infinity_overflows(to, bias):
 
 
 @triton.jit
-def _finish(
-    code,
-    counting,
-    magnitude,
-    ZERO: tl.constexpr,
-    OVERFLOW: tl.constexpr,
-    INFINITY: tl.constexpr,
-    NAN: tl.constexpr,
-    to: tl.constexpr,
-):
+def _finish(code, counting, magnitude, NEGATIVE: tl.constexpr, to: tl.constexpr):
     """`code`, the codes of numbers in range, with the codes of zero, overflow, infinity and NaN put in their places."""
     BIAS: tl.constexpr = 127 if magnitude.dtype == tl.uint32 else 1023
     INFINITE: tl.constexpr = 0x7F800000 if magnitude.dtype == tl.uint32 else 0x7FF0000000000000
+    ZERO: tl.constexpr = to.zero_negative if NEGATIVE else to.zero_positive
+    OVERFLOW: tl.constexpr = to.overflow_negative if NEGATIVE else to.overflow_positive
+    INFINITY: tl.constexpr = to.infinity_negative if NEGATIVE else to.infinity_positive
+    NAN: tl.constexpr = to.nan_negative if NEGATIVE else to.nan_positive
     code = tl.where(counting > to.max_code + to.offset, tl.full([], OVERFLOW, tl.uint32), code)
-    if to.offset != 0 or ZERO != 0:
+    if NEGATIVE or to.offset != 0 or ZERO != 0:
         code = tl.where(counting == 0, tl.full([], ZERO, tl.uint32), code)
     if INFINITY != OVERFLOW or not _infinity_overflows(to, BIAS):
         code = tl.where(magnitude == INFINITE, tl.full([], INFINITY, tl.uint32), code)
