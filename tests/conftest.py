@@ -1,6 +1,16 @@
-"""What every test shares: tests marked `gpu` are deselected where there is no CUDA device."""
+"""What every test shares: without a CUDA device, `gpu` tests are deselected and Triton kernels are interpreted."""
+
+import importlib.util
+from collections.abc import Iterator
 
 import pytest
+
+
+def pytest_configure() -> None:
+    if importlib.util.find_spec("triton") and not cuda_is_available():
+        from fp8sim.triton_kernels import interpreter
+
+        interpreter.enable()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -14,3 +24,13 @@ def cuda_is_available() -> bool:
     import torch
 
     return torch.cuda.is_available()
+
+
+@pytest.fixture
+def any_isa() -> Iterator[None]:
+    """Puts the instruction set back that a test replaces."""
+    from fp8sim import _core
+
+    chosen = _core.isa()
+    yield
+    _core.set_isa(chosen)

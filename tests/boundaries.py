@@ -1,0 +1,99 @@
+"""Where conversions go wrong: numbers, midpoints, their neighbours in the source, what lies beyond, specials."""
+
+import functools
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import oracle
+
+from fp8sim import _core
+from fp8sim.formats import FORMATS, Format, p3109_formats, parse
+from fp8sim.rounding import Overflow, Rounding
+
+Array = np.ndarray[Any, Any]
+
+FLOATS = {"float32": np.float32, "float64": np.float64, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+MODES = list(Rounding)
+
+NARROW = [f for f in FORMATS.values() if f.bits <= 8]
+"""The catalogue's formats of at most 8 bits."""
+P3109_NARROW = [f for bits in range(3, 9) for f in p3109_formats(bits)]
+ODD = [
+    parse("e2m3(bias=-3,nan=none,unsigned)"),  # all numbers are 8 or more
+    parse("e1m2(bias=1,nan=none)"),
+    parse("e5m0(bias=15,nan=none)"),
+    parse("e3m1(bias=120,nan=ieee,infinity)"),  # among binary32's small normals
+    parse("e3m2(bias=140,nan=ieee,infinity)"),  # among binary32's subnormals
+    parse("e4m3(bias=180,nan=all_ones)"),  # below them
+    parse("e3m2(bias=-122,nan=all_ones,infinity)"),  # around binary32's largest
+    parse("e3m2(bias=-130,nan=negative_zero)"),  # above it
+    parse("e4m1(bias=127,nan=none,unsigned,infinity)"),  # the same emin as binary32, another range
+]
+"""Formats that the catalogue lacks: unsigned with fraction, without exponent range, beyond binary32 on every side."""
+
+
+def policies(fmt: Format) -> list[Overflow]:
+    return [overflow for overflow in Overflow if oracle.represents(fmt, overflow)]
+
+
+@functools.cache
+def centres(fmt: Format) -> Array:
+    """Numbers, midpoints, and what lies half a spacing and more beyond the largest; binary64, not negative."""
+    numbers = oracle.numbers(fmt)
+    spacing = numbers[-1] - numbers[-2] if fmt.mantissa_bits else numbers[-1]
+    beyond = numbers[-1] + spacing * np.array([0.5, 1.0, 1.5, 2.0, 4.0, 64.0])
+    quarter = numbers[:2].mean() / 2
+    return np.concatenate(
+        [numbers, (numbers[1:] + numbers[:-1]) / 2, beyond, [quarter, quarter / 2**20, quarter / 2**40]]
+    )
+
+
+@functools.cache
+def boundaries(fmt: Format, dtype: str) -> Array:
+    """The points of one source dtype, of either sign, specials last."""
+    kind = FLOATS[dtype]
+    with np.errstate(all="ignore"):
+        middle = centres(fmt).astype(kind)
+        bits = middle.view(oracle.DTYPES[dtype])
+        around = np.concatenate([bits, bits + 1, bits[bits > 0] - 1]).view(kind)
+    tiny = np.array([0, 1, 2, 3], oracle.DTYPES[dtype]).view(kind)
+    info = ml_dtypes.finfo(kind)
+    limits = np.array([info.tiny, info.max, np.inf, np.nan]).astype(kind)
+    positive = np.concatenate([around, tiny, limits])
+    return np.concatenate([positive, -positive])
+
+
+def widened(x: Array) -> Array:
+    """As binary64, in which the oracle works; exact."""
+    with np.errstate(invalid="ignore"):
+        return x.astype(np.float64)
+
+
+def random_integers(count: int, arguments: dict[str, int]) -> Array:
+    """The random integers that `casting` takes under the same keywords."""
+    target = np.empty(count, np.uint32)
+    _core.random_integers(target, **{name: value % 2**64 for name, value in arguments.items()})
+    return target
+
+
+def bits_of(x: Array) -> Array:
+    return x.view({2: np.uint16, 4: np.uint32, 8: np.uint64}[x.dtype.itemsize])
+
+
+def assert_same_codes(actual: Array, expected: Array, x: Array, what: str) -> None:
+    """Equal codes; the message shows the first difference."""
+    __tracebackhide__ = True
+    wrong = np.flatnonzero(actual != expected)
+    if wrong.size:
+        i = wrong[0]
+        raise AssertionError(
+            f"{what}: {wrong.size} of {x.size} differ, first x[{i}] = {float(x[i])!r} ({bits_of(x)[i]:#x}): "
+            f"got {actual[i]:#x}, expected {expected[i]:#x}"
+        )
+
+
+@functools.cache
+def decoded(fmt: Format, dtype: str) -> Array:
+    """The bits of every code's number in `dtype`, by the rational definition."""
+    return np.array([oracle.decode(code, fmt, dtype) for code in fmt.codes], oracle.DTYPES[dtype])
