@@ -81,7 +81,7 @@ class Format:
 
     def _conflicts(self) -> Iterator[tuple[str, bool]]:
         e, m, ieee = self.exponent_bits, self.mantissa_bits, self.nan is Nan.IEEE
-        yield f"exponent_bits must be 1 to 15, got {e}", not 1 <= e <= 15
+        yield f"exponent_bits must be 1 to 16, got {e}", not 1 <= e <= 16
         yield f"mantissa_bits must be 0 to 23, got {m}", not 0 <= m <= 23
         yield f"a format has 2 to 32 bits, got {self.bits}", not 2 <= self.bits <= 32
         yield f"a magnitude code has at most 31 bits, got {e + m}", e + m > 31
@@ -153,7 +153,8 @@ class Format:
 
     def is_infinite(self, code: int) -> bool:
         """Whether `code` stands for an infinity. ValueError if it is no code of this format."""
-        return self.infinity and not self.is_nan(code) and self._split(code)[0] == self.inf_code
+        magnitude, _ = self._split(code)
+        return magnitude == self.inf_code and not self.is_nan(code)
 
     def is_finite(self, code: int) -> bool:
         """Whether `code` stands for a number. ValueError if it is no code of this format."""
