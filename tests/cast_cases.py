@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -48,7 +49,8 @@ def sampled_codes(fmt: Format) -> list[int]:
 def boundary_values(name: str, dtype_name: str) -> torch.Tensor:
     """Values of the format, midpoints, their neighbours in the dtype on both sides, special values, random patterns."""
     fmt, dtype = parse(name), DTYPES[dtype_name]
-    values = sorted({float(fmt.value(code)) for code in sampled_codes(fmt) if fmt.is_finite(code)})
+    numbers = {fmt.to_float(code) for code in sampled_codes(fmt)}
+    values = sorted(number for number in numbers if math.isfinite(number))
     midpoints = [(low + high) / 2 for low, high in itertools.pairwise(values)]
     centres = torch.tensor([*values, *midpoints, 2 * values[-1], 2 * values[0]], dtype=torch.float64).to(dtype)
     word = WORDS[dtype.itemsize]

@@ -64,7 +64,7 @@ BAD = [
     ({"dtype": "float8"}, "dtype='float8': use one of float16, bfloat16, float32, float64"),
     ({"dtype": "uint8"}, "dtype='uint8': use one of float16, bfloat16, float32, float64"),
     ({"code_dtype": "float32"}, "code_dtype='float32': use one of uint8, uint16, uint32"),
-    ({"conversion": E4M3._replace(rounding=11)}, "unknown rounding 11"),
+    ({"conversion": E4M3._replace(rounding=11)}, "conversion: expected what fp8sim.rounding.resolve returns"),
     ({"random_bits": 0}, "random_bits=0: expected 1 to 32"),
     ({"random_bits": 33}, "random_bits=33: expected 1 to 32"),
 ]

@@ -1,43 +1,13 @@
 // fp8sim._cuda: checked launches. Memory and streams arrive as integers, so that no framework is linked.
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
-#include <array>
-#include <cstring>
 #include <string>
 
-#include "core/random.hpp"
+#include "cpu/bind_arguments.hpp"
 #include "cuda/cast.hpp"
 
 namespace py = pybind11;
 
 namespace fp8sim {
 namespace {
-
-using Fields = std::array<uint32_t, kConversionFields>;
-
-struct DtypeRow {
-    const char* name;
-    Dtype dtype;
-    int bytes;
-};
-
-constexpr DtypeRow kDtypes[] = {
-    {"float16", Dtype::kFloat16, 2}, {"bfloat16", Dtype::kBfloat16, 2}, {"float32", Dtype::kFloat32, 4},
-    {"float64", Dtype::kFloat64, 8}, {"uint8", Dtype::kCodes8, 1},      {"uint16", Dtype::kCodes16, 2},
-    {"uint32", Dtype::kCodes32, 4},
-};
-
-// The dtype of that name, a float or codes as `floats` says.
-const DtypeRow& find_dtype(const std::string& argument, const std::string& name, bool floats) {
-    std::string known;
-    for (const DtypeRow& row : kDtypes) {
-        if (is_float(row.dtype) != floats) continue;
-        if (name == row.name) return row;
-        known += (known.empty() ? "" : ", ") + std::string(row.name);
-    }
-    throw py::value_error(argument + "='" + name + "': use one of " + known);
-}
 
 struct Memory {
     const char* argument;
@@ -53,8 +23,6 @@ struct Request {
     RandomBits bits;
     uintptr_t cuda_stream;
 };
-
-[[noreturn]] void refuse(const std::string& message) { throw py::value_error(message); }
 
 void check_memory(const Memory& memory, int64_t size) {
     const std::string argument = memory.argument;
@@ -100,7 +68,7 @@ void check_device(const Memory& memory) {
 void run(const Request& request) {
     const auto& [source, target, size, conversion, bits, cuda_stream] = request;
     if (size < 0) refuse("size=" + std::to_string(size) + ": expected 0 or more elements");
-    if (bits.count < 1 || bits.count > 32) refuse("random_bits=" + std::to_string(bits.count) + ": expected 1 to 32");
+    check_random_bits(bits);
     if (size == 0) return;
     check_memory(source, size);
     check_memory(target, size);
@@ -119,16 +87,6 @@ void run(const Request& request) {
                          bits.count};
     py::gil_scoped_release unlocked;
     check(launch_cast(job, cuda_stream));
-}
-
-Conversion to_conversion(const Fields& fields) {
-    Conversion conversion;
-    static_assert(sizeof(conversion) == sizeof(fields), "the tuple fills the struct");
-    std::memcpy(&conversion, fields.data(), sizeof(conversion));
-    if (static_cast<Rounding>(conversion.rounding) > Rounding::kStochasticEqual) {
-        refuse("conversion: unknown rounding " + std::to_string(conversion.rounding));
-    }
-    return conversion;
 }
 
 void cast(uintptr_t source, uintptr_t target, int64_t size, const std::string& dtype, const Fields& conversion,
