@@ -1,58 +1,17 @@
 // fp8sim._core: checked conversions of contiguous NumPy arrays. Whatever is passed, no memory outside of the two arrays
 // is touched.
 #include <pybind11/numpy.h>
-#include <pybind11/stl.h>
 
-#include <array>
-#include <cstring>
 #include <string>
 
-#include "core/random.hpp"
 #include "cpu/bind.hpp"
+#include "cpu/bind_arguments.hpp"
 #include "cpu/cast.hpp"
 
 namespace py = pybind11;
 
 namespace fp8sim {
 namespace {
-
-using Fields = std::array<int64_t, kConversionFields>;
-
-struct DtypeRow {
-    const char* name;
-    Dtype dtype;
-    py::ssize_t bytes;
-};
-
-constexpr DtypeRow kDtypes[] = {
-    {"float16", Dtype::kFloat16, 2}, {"bfloat16", Dtype::kBfloat16, 2}, {"float32", Dtype::kFloat32, 4},
-    {"float64", Dtype::kFloat64, 8}, {"uint8", Dtype::kCodes8, 1},      {"uint16", Dtype::kCodes16, 2},
-    {"uint32", Dtype::kCodes32, 4},
-};
-
-[[noreturn]] void refuse(const std::string& message) { throw py::value_error(message); }
-
-const DtypeRow& find_dtype(const std::string& argument, const std::string& name, bool floats) {
-    std::string known;
-    for (const DtypeRow& row : kDtypes) {
-        if (is_float(row.dtype) != floats) continue;
-        if (name == row.name) return row;
-        known += (known.empty() ? "" : ", ") + std::string(row.name);
-    }
-    refuse(argument + "='" + name + "': use one of " + known);
-}
-
-Conversion to_conversion(const Fields& fields) {
-    Conversion c;
-    uint32_t words[kConversionFields];
-    for (int i = 0; i < kConversionFields; ++i) words[i] = static_cast<uint32_t>(fields[i]);
-    std::memcpy(&c, words, sizeof(c));
-    if (c.mantissa_bits < 0 || c.mantissa_bits > 23 || c.emin < -65536 || c.emin > 65536 || c.offset > 1 ||
-        c.max_code > 0x7FFFFFFF || static_cast<Rounding>(c.rounding) > Rounding::kStochasticEqual) {
-        refuse("conversion: expected what fp8sim.rounding.resolve returns");
-    }
-    return c;
-}
 
 struct Operand {
     const char* argument;
@@ -91,15 +50,9 @@ void check_pair(const Operand& source, const Operand& target) {
     if (!in_place && !disjoint) refuse("source and target overlap: pass the same array or disjoint ones");
 }
 
-void check(const RandomBits& random) {
-    if (random.count < 1 || random.count > 32) {
-        refuse("random_bits=" + std::to_string(random.count) + ": expected 1 to 32");
-    }
-}
-
 void convert(const Operand& source, const Operand& target, const Fields& fields, const RandomBits& random) {
     const Conversion conversion = to_conversion(fields);
-    check(random);
+    check_random_bits(random);
     check_pair(source, target);
     const CastJob job = {source.begin(),     const_cast<char*>(target.begin()),
                          source.array.size(), source.dtype.dtype,
@@ -133,7 +86,7 @@ void decode(const py::array& source, const py::array& target, const std::string&
 void random_integers(const py::array& target, uint64_t seed, uint64_t stream, uint64_t offset, int random_bits) {
     const Operand to = {"target", target, find_dtype("dtype", "uint32", false)};
     const RandomBits random = {seed, stream, offset, random_bits};
-    check(random);
+    check_random_bits(random);
     check_target(to);
     const py::gil_scoped_release unlocked;
     draw(static_cast<uint32_t*>(const_cast<void*>(target.data())), target.size(), random);
