@@ -123,14 +123,16 @@ FP8SIM_HD Word float_of_fraction(Word fraction) {
     return bits & ~L::kSignMask;  // 0 is -0 where the environment rounds down
 }
 
-// A format that reaches below binary32 (binary64) needs its subnormals as numbers with a hidden bit.
+// A format that reaches below binary32 (binary64) needs its subnormals as numbers with a hidden bit. Zero, which has
+// none, gets an exponent below every format's, so that it stays counting code 0.
 template <class Word>
 FP8SIM_HD void normalise_subnormal(Word magnitude, typename WordTypes<Word>::Int& field, Word& sig) {
     using L = LayoutOf<Word>;
     using Int = typename WordTypes<Word>::Int;
     const Word bits = float_of_fraction<Word>(magnitude & L::kFractionMask);
     const auto subnormal = field == 0;
-    field = subnormal ? (Int)(bits >> L::kFractionBits) + (1 - L::kBias - L::kFractionBits) : field;
+    const Int normalised = (Int)(bits >> L::kFractionBits) + (1 - L::kBias - L::kFractionBits);
+    field = subnormal ? (bits == 0 ? Int{} - (1 << 17) : normalised) : field;
     sig = subnormal ? (bits & L::kFractionMask) | where(bits != 0, broadcast<Word>(L::kHidden)) : sig;
 }
 
