@@ -87,18 +87,18 @@ _MISSING: dict[str, Callable[[], str | None]] = {
     "cuda": _cuda_missing,
 }
 
-_TRITON = "Triton 3.6, sm_80 and later; the interpreter on a CPU"
+_INTEGER = "integer arithmetic"
+_CASTS = ("cast", "encode", "decode")
+_SIMULATED = ("C++", ("cpu",), _INTEGER)
+_TRITON = ("Triton 3.6, sm_80 and later; the interpreter on a CPU", ("cuda", "cpu"), _INTEGER)
+_CUDA = ("CUDA C++, sm_80 and later", ("cuda",), _INTEGER)
 
 BACKENDS: tuple[Backend, ...] = (
-    Backend("cast", "simulate", "C++", ("cpu",), "integer arithmetic", "bitwise", "fp8sim.casting:cast"),
-    Backend("encode", "simulate", "C++", ("cpu",), "integer arithmetic", "bitwise", "fp8sim.casting:encode"),
-    Backend("decode", "simulate", "C++", ("cpu",), "integer arithmetic", "bitwise", "fp8sim.casting:decode"),
-    Backend(
-        "gemm", "simulate", "C++ and BLAS", ("cpu",), "integer arithmetic", "exact-sum", "fp8sim.simulate.matmul:gemm"
-    ),
-    Backend(
-        "cast", "triton", _TRITON, ("cuda", "cpu"), "integer arithmetic", "bitwise", "fp8sim.triton_kernels.cast:cast"
-    ),
+    *(Backend(op, "simulate", *_SIMULATED, "bitwise", f"fp8sim.casting:{op}") for op in _CASTS),
+    Backend("gemm", "simulate", *_SIMULATED, "exact-sum", "fp8sim.simulate.matmul:gemm"),
+    *(Backend(op, "triton", *_TRITON, "bitwise", f"fp8sim.triton_kernels.cast:{op}") for op in _CASTS),
+    Backend("gemm", "triton", *_TRITON, "exact-sum", "fp8sim.triton_kernels.gemm:gemm"),
+    *(Backend(op, "cuda", *_CUDA, "bitwise", f"fp8sim.cuda:{op}") for op in _CASTS),
 )
 """Every implementation."""
 

@@ -25,8 +25,8 @@ def _commands() -> None:
     """Low-precision training simulated bit for bit, and checked against kernels."""
 
 
-@app.command()
-def validate(
+@app.command("validate")
+def validate_command(
     text: Annotated[Path | None, typer.Option(help="UTF-8 text to train on (default: Python's help topics).")] = None,
     recipe: Annotated[list[str] | None, typer.Option(help="Recipe to check; repeat for more (default: five).")] = None,
     require: Annotated[list[str] | None, typer.Option(help="Recipe whose FAIL decides the exit code too.")] = None,
@@ -43,12 +43,12 @@ def validate(
     could not run.
     """
     _enable_interpreter()
-    from fp8sim import validate as run
+    from fp8sim import validate
     from fp8sim.analysis import report
 
-    options = run.Options(
+    options = validate.Options(
         text=text,
-        recipes=tuple(recipe or run.DEFAULT_RECIPES),
+        recipes=tuple(recipe or validate.DEFAULT_RECIPES),
         require=tuple(require or ()),
         seed=seed,
         steps=steps,
@@ -58,9 +58,9 @@ def validate(
     )
     if json_to not in (None, "-"):
         raise ValueError(f"--json {json_to}: only '-' (standard output); the file is written to --out anyway")
-    with _progress(run.total_advances(options)) as advance:
-        validation = run.validate(options, advance)
-    paths = run.write(validation)
+    with _progress(validate.total_advances(options)) as advance:
+        validation = validate.run(options, advance)
+    paths = validate.write(validation)
     data = validation.to_dict()
     print(json.dumps(data) if json_to else report.terminal(data, paths))
     raise typer.Exit(validation.exit_code())

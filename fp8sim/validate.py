@@ -7,15 +7,15 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-import fp8sim
 from fp8sim import _core, recipes
-from fp8sim.analysis import arithmetic, kernels, report, unit_scale
+from fp8sim.analysis import arithmetic, kernels, page, unit_scale
 from fp8sim.analysis.arithmetic import Row
 from fp8sim.analysis.kernels import CAST_ELEMENTS
 from fp8sim.analysis.verdicts import Verdict
@@ -117,7 +117,7 @@ class Validation:
 def environment() -> dict[str, Any]:
     """Versions and the machine, as results record them."""
     return {
-        "fp8sim": fp8sim.__version__,
+        "fp8sim": version("fp8sim"),
         "torch": torch.__version__,
         "numpy": np.__version__,
         "python": platform.python_version(),
@@ -128,7 +128,7 @@ def environment() -> dict[str, Any]:
     }
 
 
-def validate(options: Options, advance: Callable[[str], None] = lambda what: None) -> Validation:
+def run(options: Options, advance: Callable[[str], None] = lambda what: None) -> Validation:
     """Run everything; `advance` is called with what is being done, `total_advances(options)` times.
 
     Raises:
@@ -151,7 +151,7 @@ def validate(options: Options, advance: Callable[[str], None] = lambda what: Non
 
 
 def total_advances(options: Options) -> int:
-    """How often `validate` calls `advance`."""
+    """How often `run` calls `advance`."""
     return len(options.all_recipes()) * (options.steps + 1) + 1
 
 
@@ -208,7 +208,7 @@ def write(validation: Validation) -> tuple[Path, Path]:
     try:
         out.mkdir(parents=True, exist_ok=True)
         paths[0].write_text(json.dumps(data, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        paths[1].write_text(report.html(data), encoding="utf-8")
+        paths[1].write_text(page.html(data), encoding="utf-8")
     except OSError as error:
         raise ValueError(f"--out {out}: cannot be written ({error.strerror}); give another folder") from error
     return paths

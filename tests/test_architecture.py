@@ -23,7 +23,7 @@ LAYERS = [
     ["scaling"],
     ["quantizers", "mma"],
     ["recipes", "simulate", "compare"],
-    ["backends"],
+    ["cuda", "backends"],
     ["ops"],
     ["unit_scaling"],
     ["nn", "optim"],

@@ -56,6 +56,14 @@ def test_non_finite_elements_are_counted_and_left_out() -> None:
     assert figures([math.nan]).reason == "no finite element"
 
 
+def test_an_overflow_to_infinity_is_the_worst_sqnr_and_fails() -> None:
+    x = torch.tensor([1.0, 1e6])
+    found = cast_figures(x, casting.cast(x, "fp16", overflow="INFINITY"), parse("fp16"))
+    assert found.sqnr == -math.inf
+    assert found.clipped == 0.5
+    assert decisive(list(judge_cast("x", found, parse("fp16"), trained=True))).verdict is Verdict.FAIL
+
+
 @pytest.mark.parametrize("name", [f for f in FORMATS if FORMATS[f].signed and FORMATS[f].max < 2**100])
 def test_clipped_means_that_unbounded_rounding_exceeds_the_largest(name: str) -> None:
     fmt = FORMATS[name]
@@ -100,6 +108,7 @@ GOOD = CastFigures(100, 0, 0, 31.0, False, 0.0, 0.001, 0.0, 0.0, {0: 100})
         ({"sqnr": 19.9}, Verdict.FAIL),
         ({"sqnr": 60.0}, Verdict.PASS),
         ({"sqnr": None, "exact": True}, Verdict.PASS),
+        ({"sqnr": -math.inf}, Verdict.FAIL),
         ({"sqnr": None, "reason": "all zero"}, Verdict.FAIL),
         ({"clipped": 0.99e-4}, Verdict.PASS),
         ({"clipped": 1e-4}, Verdict.WARN),
@@ -164,9 +173,10 @@ def test_bitwise_tells_signed_zeros_apart_and_nans_not() -> None:
 
 def test_bitwise_of_another_shape_or_dtype_is_a_mismatch_everywhere() -> None:
     assert compare.bitwise("x", torch.ones(2), torch.ones(3)).mismatches == 3
-    assert "is [2] torch.float64, expected [2] torch.float32" in compare.bitwise(
-        "x", torch.ones(2).double(), torch.ones(2)
-    ).first
+    assert (
+        "is [2] torch.float64, expected [2] torch.float32"
+        in compare.bitwise("x", torch.ones(2).double(), torch.ones(2)).first
+    )
 
 
 def test_within_counts_what_exceeds_the_bound_and_nan() -> None:

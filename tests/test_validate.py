@@ -46,7 +46,7 @@ def verdicts(validation: Validation) -> dict[str, Verdict]:
 
 
 def test_without_a_fault_everything_passes() -> None:
-    validation = validate.validate(SMALL)
+    validation = validate.run(SMALL)
     assert verdicts(validation) == {"linear": Verdict.PASS, "unit-scaled": Verdict.PASS, "cast": Verdict.PASS}
     assert validation.exit_code() == 0
     compared = {row.name.split()[0]: row.comparison.compared for row in validation.rows}
@@ -152,7 +152,7 @@ FAULTS: dict[str, tuple[Plant, set[str]]] = {
 def test_a_planted_fault_fails_with_the_rows_that_name_it(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plant, rows = FAULTS[fault]
     plant(monkeypatch)
-    validation = validate.validate(dataclasses.replace(SMALL, recipes=("unit_scaled_fp8",)))
+    validation = validate.run(dataclasses.replace(SMALL, recipes=("unit_scaled_fp8",)))
     found = {name for name, verdict in verdicts(validation).items() if verdict is Verdict.FAIL}
     assert found == rows
     assert validation.exit_code() == 1
@@ -181,7 +181,7 @@ def test_a_wrong_factor_of_any_unit_scaled_operation_is_named(function: str, mon
         monkeypatch.setattr(functional, "scale_fwd", lambda x, scale: scale_fwd(x, scale * 2**0.5))
     else:
         monkeypatch.setattr(functional, "scale_bwd", lambda x, scale: scale_bwd(x, scale * 2**0.5))
-    validation = validate.validate(dataclasses.replace(SMALL, recipes=("bf16",)))
+    validation = validate.run(dataclasses.replace(SMALL, recipes=("bf16",)))
     (row,) = (row for row in validation.rows if row.verdict is Verdict.FAIL)
     assert row.name.startswith("unit-scaled ops")
     assert validation.exit_code() == 1
@@ -223,7 +223,7 @@ def test_a_kernel_is_held_against_its_contract(
 ) -> None:
     monkeypatch.setattr(kernels, "BACKENDS", (kernel,))
     monkeypatch.setitem(backends._MISSING, "triton", lambda: None)
-    validation = validate.validate(dataclasses.replace(SMALL, recipes=("bf16",)))
+    validation = validate.run(dataclasses.replace(SMALL, recipes=("bf16",)))
     assert verdicts(validation)[f"triton.{kernel.op}"] is verdict
     assert validation.exit_code() == code
 
@@ -232,11 +232,11 @@ def test_a_kernel_that_cannot_run_is_not_checked_and_says_why(monkeypatch: pytes
     monkeypatch.setattr(kernels, "BACKENDS", (_kernel("cast", _raises),))
     monkeypatch.setitem(backends._MISSING, "triton", lambda: "no CUDA device")
     options = dataclasses.replace(SMALL, recipes=("bf16",))
-    validation = validate.validate(options)
+    validation = validate.run(options)
     assert verdicts(validation)["triton.cast"] is Verdict.NOT_CHECKED
     assert validation.exit_code() == 0
     assert "NOT CHECKED (no CUDA device)" in report.terminal(validation.to_dict(), (Path("a"), Path("b")))
-    required = validate.validate(dataclasses.replace(options, required_kernels=("triton.cast",)))
+    required = validate.run(dataclasses.replace(options, required_kernels=("triton.cast",)))
     assert required.exit_code() == 3
 
 
@@ -297,15 +297,15 @@ def test_a_weight_that_is_not_finite_fails() -> None:
 
 def test_a_failing_recipe_that_must_hold_decides_the_exit_code() -> None:
     options = dataclasses.replace(SMALL, recipes=("fp8_naive",), size=ModelSize(), steps=1)
-    baseline = validate.validate(options)
+    baseline = validate.run(options)
     assert baseline.results[0].verdict is Verdict.FAIL
     assert baseline.exit_code() == 0
-    required = validate.validate(dataclasses.replace(options, require=("fp8_naive",)))
+    required = validate.run(dataclasses.replace(options, require=("fp8_naive",)))
     assert required.exit_code() == 2
 
 
 def test_a_run_that_compared_nothing_is_not_a_success() -> None:
-    validation = validate.validate(dataclasses.replace(SMALL, recipes=("bf16",)))
+    validation = validate.run(dataclasses.replace(SMALL, recipes=("bf16",)))
     validation.rows = [dataclasses.replace(row, comparison=Comparison(0, 0)) for row in validation.rows]
     assert validation.exit_code() == 3
 
@@ -313,7 +313,7 @@ def test_a_run_that_compared_nothing_is_not_a_success() -> None:
 # The command line.
 
 
-def run(*arguments: str) -> Any:
+def invoke(*arguments: str) -> Any:
     return CliRunner().invoke(cli.app, ["validate", *arguments])
 
 
@@ -325,7 +325,7 @@ def small_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def test_the_files_hold_everything_and_the_screen_fits(small_runs: Path) -> None:
-    result = run("--recipe", "unit_scaled_fp8", "--recipe", "fp8_naive", "--out", str(small_runs), "--steps", "1")
+    result = invoke("--recipe", "unit_scaled_fp8", "--recipe", "fp8_naive", "--out", str(small_runs), "--steps", "1")
     assert result.exit_code == 0
     assert max(len(line) for line in result.stdout.splitlines()) <= 132
     data = json.loads((small_runs / "validation.json").read_text())
@@ -340,7 +340,7 @@ def test_the_files_hold_everything_and_the_screen_fits(small_runs: Path) -> None
 
 
 def test_json_goes_to_standard_output(small_runs: Path) -> None:
-    result = run("--recipe", "bf16", "--out", str(small_runs), "--steps", "1", "--json", "-")
+    result = invoke("--recipe", "bf16", "--out", str(small_runs), "--steps", "1", "--json", "-")
     assert json.loads(result.stdout)["text"]["name"] == "topics"
 
 

@@ -18,7 +18,8 @@ class CastFigures:
 
     Attributes:
         elements: how many x has; `zeros`, `nonfinite`: how many of them are zero, infinite or NaN.
-        sqnr: 20 log10(|x| / |x - y|) in dB over finite elements, in float64; None if y equals x or there is nothing.
+        sqnr: 20 log10(|x| / |x - y|) in dB over finite elements of x, in float64; minus infinity if one of them became
+            infinite or NaN; None if y equals x or there is nothing.
         exact: whether y equals x.
         gain: <x, y> / <x, x> - 1, the part of the error that does not average out.
         zeroed: share that became zero. subnormal: share that became a subnormal number.
@@ -59,7 +60,7 @@ def cast_figures(x: torch.Tensor, y: torch.Tensor, fmt: Format) -> CastFigures:
     clipped = magnitude >= limit if limit_overflows else magnitude > limit
     return CastFigures(
         *known,
-        sqnr=10 * math.log10(signal / error) if error else None,
+        sqnr=_decibels(signal, error),
         exact=error == 0,
         gain=float(torch.dot(x.double(), y.double())) / signal - 1,
         zeroed=int((nonzero & (kept == 0)).sum()) / count,
@@ -67,6 +68,13 @@ def cast_figures(x: torch.Tensor, y: torch.Tensor, fmt: Format) -> CastFigures:
         clipped=int(clipped.sum()) / count,
         exponents=_exponents(magnitude[nonzero] if count < x.numel() else magnitude),
     )
+
+
+def _decibels(signal: float, error: float) -> float | None:
+    """10 log10 of the ratio; None without error, minus infinity if a cast overflowed to infinity or NaN."""
+    if not math.isfinite(error):
+        return -math.inf
+    return 10 * math.log10(signal / error) if error else None
 
 
 def _square_sum(x: torch.Tensor) -> float:

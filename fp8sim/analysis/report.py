@@ -1,4 +1,4 @@
-"""A validation as one screen of text and as a self-contained page, both from the content of validation.json."""
+"""A validation as one screen of text, from the content of validation.json."""
 
 from __future__ import annotations
 

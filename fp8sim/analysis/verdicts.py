@@ -76,6 +76,7 @@ def judge_cast(subject: str, figures: CastFigures, fmt: Format, *, trained: bool
 
 def _judge_sqnr(subject: str, figures: CastFigures, fmt: Format) -> Finding:
     if figures.sqnr is None:
+        assert figures.exact
         return Finding(subject, "sqnr", None, Verdict.PASS, math.inf, "exact")
     below = plateau(fmt) - figures.sqnr
     margin = 1 - below / SQNR_PASS_BELOW_PLATEAU

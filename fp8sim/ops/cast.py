@@ -85,7 +85,7 @@ class _Cast(torch.autograd.Function):
         return grad, None, None
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _policy(fmt: str | Format, rounding: Rounding | str, overflow: Overflow | str) -> str:
     """The policy as one string. ValueError for a format, a mode or a combination that does not exist."""
     parsed = formats.parse(fmt)
@@ -189,7 +189,7 @@ def encode(
     if not isinstance(x, torch.Tensor):
         return casting.encode(x, fmt, rounding=rounding, overflow=overflow, **random)
     policy = _policy(fmt, rounding, overflow)
-    result: torch.Tensor = _encode_op(x.detach(), *_arguments("encode", x, policy, **random))  # type: ignore[arg-type]
+    result: torch.Tensor = _encode_op(x.detach(), *_arguments("encode", x, policy, **random))
     return result
 
 

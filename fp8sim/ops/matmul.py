@@ -72,7 +72,7 @@ class _GemmPlan(NamedTuple):
     dtype: str
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _plans(recipe: Recipe) -> tuple[_GemmPlan, ...]:
     """The three GEMMs of `recipe`, in the order of `GEMM_OPERANDS`."""
 

@@ -1,0 +1,87 @@
+"""The CUDA C++ kernels of `fp8sim._cuda` on torch tensors: checks, memory and the current stream around them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from fp8sim import casting, formats
+from fp8sim.formats import Format
+from fp8sim.rounding import Conversion, Overflow, Rounding, member, resolve
+
+
+def cast(
+    x: torch.Tensor,
+    fmt: str | Format,
+    *,
+    rounding: Rounding | str = Rounding.TIES_TO_EVEN,
+    overflow: Overflow | str = Overflow.SATURATE,
+    out: torch.Tensor | None = None,
+    **random: int,
+) -> torch.Tensor:
+    """As `fp8sim.cast`, for a CUDA tensor x [...]; bitwise equal to the simulator.
+
+    Raises:
+        ValueError: as for `fp8sim.cast`, a tensor that is not on a CUDA device, an `out` that is not contiguous.
+        TypeError: a dtype that cannot be cast.
+        RuntimeError: no CUDA device.
+    """
+    source, target = _dense(x), torch.empty(x.shape, dtype=x.dtype, device=x.device) if out is None else out
+    if (target.shape, target.dtype, target.device) != (x.shape, x.dtype, x.device) or not target.is_contiguous():
+        raise ValueError(f"out must be contiguous and like x, {list(x.shape)} {x.dtype} on {x.device}")
+    _launch("cast", source, target, (_name(x.dtype), _conversion(fmt, rounding, overflow)), random)
+    return target
+
+
+def encode(
+    x: torch.Tensor,
+    fmt: str | Format,
+    *,
+    rounding: Rounding | str = Rounding.TIES_TO_EVEN,
+    overflow: Overflow | str = Overflow.SATURATE,
+    **random: int,
+) -> torch.Tensor:
+    """As `fp8sim.encode`, for a CUDA tensor x [...]. Errors as for `cast`."""
+    codes = casting.code_dtype(formats.parse(fmt))
+    target = torch.empty(x.shape, dtype=getattr(torch, codes), device=x.device)
+    arguments = (_name(x.dtype), codes, _conversion(fmt, rounding, overflow))
+    _launch("encode", _dense(x), target, arguments, random)
+    return target
+
+
+def decode(codes: torch.Tensor, fmt: str | Format, *, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """As `fp8sim.decode`, for CUDA codes [...]. Codes above the format's are not looked for."""
+    conversion = _conversion(fmt, Rounding.TIES_TO_EVEN, Overflow.SATURATE)
+    target = torch.empty(codes.shape, dtype=dtype, device=codes.device)
+    names = (_name(codes.dtype), _name(dtype))
+    _launch("decode", _dense(codes), target, (*names, conversion), {})
+    return target
+
+
+def _conversion(fmt: str | Format, rounding: Rounding | str, overflow: Overflow | str) -> Conversion:
+    return resolve(formats.parse(fmt), member(Rounding, rounding, "rounding"), member(Overflow, overflow, "overflow"))
+
+
+def _name(dtype: torch.dtype) -> str:
+    """As the kernels name it."""
+    return str(dtype).removeprefix("torch.")
+
+
+def _dense(x: torch.Tensor) -> torch.Tensor:
+    """x as the kernels take it: contiguous, on a CUDA device."""
+    if x.device.type != "cuda":
+        raise ValueError(f"the tensor is on {x.device}: the CUDA kernels take CUDA tensors; use .cuda()")
+    return x.detach().contiguous()
+
+
+def _launch(
+    name: str, source: torch.Tensor, target: torch.Tensor, arguments: tuple[Any, ...], random: dict[str, int]
+) -> None:
+    """Queue one kernel on the tensors' device and its current stream."""
+    from fp8sim import _cuda  # built only where nvcc was found
+
+    with torch.cuda.device(source.device):
+        stream = torch.cuda.current_stream().cuda_stream
+        kernel = getattr(_cuda, name)
+        kernel(source.data_ptr(), target.data_ptr(), source.numel(), *arguments, stream, **random)
