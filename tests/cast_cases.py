@@ -1,73 +1,57 @@
-"""Inputs where conversions can go wrong, for every format and dtype: shared by the tests of backends other than C++."""
+"""What kernels other than the C++ loops are compared on: formats, policies, inputs, and how results are compared."""
 
 import functools
-import itertools
-import math
 from collections.abc import Iterator
 from typing import Any
 
-import torch
+import numpy as np
+from boundaries import FLOATS, MODES, NARROW, ODD, Array, bits_of, boundaries
+from boundaries import policies as overflow_policies
 
-from fp8sim.formats import FORMATS, Format, parse
+from fp8sim.formats import FORMATS, Format, p3109, parse
 from fp8sim.rounding import Conversion, Overflow, Rounding, resolve
 
-DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
-WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-# The catalogue, and formats with what it lacks: no zero, beyond binary32's range, more bits than float16.
-FORMAT_NAMES = [*FORMATS, "binary8p1se", "binary8p1ue", "binary11p1se", "binary16p3uf", "binary16p12se"]
+WIDE = [f for f in FORMATS.values() if f.bits > 8]
+CASES = [*NARROW, *WIDE, *ODD, p3109(8, 1), p3109(11, 1), p3109(8, 1, signed=False), p3109(16, 12)]
 SEED, STREAM, OFFSET = 0x0123456789ABCDEF, 0xFEDCBA9876543210, 2**64 - 5
 
 
-def policies(fmt: Format) -> Iterator[tuple[Rounding, Overflow]]:
-    """Every mode and overflow policy that the format can represent."""
-    for rounding in Rounding:
-        for overflow in Overflow:
-            try:
-                resolve(fmt, rounding, overflow)
-            except ValueError:
-                continue
-            yield rounding, overflow
-
-
-def random_arguments(rounding: Rounding, random_bits: int) -> dict[str, Any]:
-    if not rounding.is_stochastic:
-        return {}
-    return {"seed": SEED, "stream": STREAM, "offset": OFFSET, "random_bits": random_bits}
-
-
-def sampled_codes(fmt: Format) -> list[int]:
-    """All codes of a narrow format; the ends and an even sample of a wide one."""
-    codes = fmt.codes
-    if len(codes) <= 512:
-        return list(codes)
-    step = len(codes) // 256 | 1
-    edges = {code for start in (0, fmt.max_code, fmt.sign_bit) for code in range(start - 8, start + 8) if code in codes}
-    return sorted(edges | set(codes[::step]))
+def policies(fmt: Format) -> Iterator[tuple[Rounding, Overflow, dict[str, Any]]]:
+    """Every mode and overflow policy that the format can represent, with the random bits that the mode takes."""
+    for mode in MODES:
+        random = {"seed": SEED, "stream": STREAM, "offset": OFFSET, "random_bits": 7 + mode}
+        for overflow in overflow_policies(fmt):
+            yield mode, overflow, random if mode.is_stochastic else {}
 
 
 @functools.cache
-def boundary_values(name: str, dtype_name: str) -> torch.Tensor:
-    """Values of the format, midpoints, their neighbours in the dtype on both sides, special values, random patterns."""
-    fmt, dtype = parse(name), DTYPES[dtype_name]
-    numbers = {fmt.to_float(code) for code in sampled_codes(fmt)}
-    values = sorted(number for number in numbers if math.isfinite(number))
-    midpoints = [(low + high) / 2 for low, high in itertools.pairwise(values)]
-    centres = torch.tensor([*values, *midpoints, 2 * values[-1], 2 * values[0]], dtype=torch.float64).to(dtype)
-    word = WORDS[dtype.itemsize]
-    neighbours = torch.cat([centres.view(word) + step for step in (-1, 0, 1)])
-    generator = torch.Generator().manual_seed(0)
-    limits = torch.iinfo(word)
-    patterns = torch.randint(limits.min, limits.max, (2048,), dtype=word, generator=generator)
-    special = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan, -torch.nan], dtype=dtype).view(word)
-    lowest = torch.tensor([1, -1, 2, limits.min + 1, limits.min + 2], dtype=word)
-    return torch.cat([neighbours, patterns, special, lowest]).view(dtype)
+def inputs(fmt: Format, dtype: str) -> Array:
+    """The format's boundaries in that dtype (a sample of a wide one's) and random bit patterns."""
+    near = fmt if fmt.bits <= 16 else parse("float16")
+    points = boundaries(near, dtype)[:: 1 if fmt.bits <= 8 else 37]
+    words = bits_of(points).dtype
+    patterns = np.random.default_rng(0).integers(0, np.iinfo(words).max, 2048, words, endpoint=True)
+    return np.concatenate([points, patterns.view(FLOATS[dtype])])
 
 
-def conversion_of(name: str, rounding: Rounding, overflow: Overflow) -> Conversion:
-    return resolve(parse(name), rounding, overflow)
+@functools.cache
+def codes_of(fmt: Format) -> list[int]:
+    """All codes of a narrow format; the ends and an even sample of a wide one."""
+    if fmt.bits <= 8:
+        return list(fmt.codes)
+    ends = (0, fmt.max_code, fmt.sign_bit, fmt.codes[-1])
+    near = {code for end in ends for code in range(end - 8, end + 8) if code in fmt.codes}
+    return sorted(near | set(fmt.codes[:: len(fmt.codes) // 512 + 1]))
 
 
-def assert_same_bits(actual: torch.Tensor, expected: torch.Tensor, what: str) -> None:
+def default_conversion(fmt: Format) -> Conversion:
+    return resolve(fmt, Rounding.TIES_TO_EVEN, Overflow.SATURATE)
+
+
+def assert_same_bits(actual: Array, expected: Array, what: str) -> None:
     __tracebackhide__ = True
-    same = actual.contiguous().view(torch.uint8) == expected.contiguous().view(torch.uint8)
-    assert bool(same.all()), f"{what}: first difference at byte {int((~same).nonzero()[0])} of {same.numel()}"
+    assert actual.dtype == expected.dtype, what
+    wrong = np.flatnonzero(actual.view(np.uint8) != expected.view(np.uint8)) // actual.itemsize
+    assert not wrong.size, (
+        f"{what}: first of {actual.size} at [{wrong[0]}], {actual[wrong[0]]} not {expected[wrong[0]]}"
+    )
