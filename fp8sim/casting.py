@@ -203,7 +203,8 @@ def _dtype_name(dtype: Any) -> str:
 def _dtype_of(x: Any, argument: str, allowed: tuple[str, ...]) -> str:
     """The name of the dtype of `x`, which is one of `allowed`."""
     if not isinstance(x, np.ndarray) and not _is_tensor(x):
-        raise TypeError(f"{argument} is a {type(x).__name__}: expected a NumPy array or a torch tensor")
+        kind = type(x).__name__
+        raise TypeError(f"{argument} is a {kind}: expected a NumPy array (np.asarray makes one) or a torch tensor")
     name = _dtype_name(x.dtype)
     if name not in allowed:
         raise TypeError(f"{argument} has dtype {name}: expected {', '.join(allowed)}; convert it first")
