@@ -136,11 +136,14 @@ def upward_imports(modules: dict[str, Module]) -> list[str]:
 
 
 def import_cycle(modules: dict[str, Module]) -> list[str]:
-    """Modules that import each other in a ring, or nothing: what remains when modules without imports are removed."""
+    """Modules that import each other in a ring: what remains when those that begin or end every path are removed."""
     graph = {name: imported_modules(module, modules) & modules.keys() for name, module in modules.items()}
-    while removable := {name for name, targets in graph.items() if not targets}:
-        graph = {name: targets - removable for name, targets in graph.items() if name not in removable}
-    return sorted(graph)
+    while True:
+        imported = set().union(*graph.values())
+        ring = {name: targets & graph.keys() for name, targets in graph.items() if targets and name in imported}
+        if ring == graph:
+            return sorted(ring)
+        graph = ring
 
 
 def bound_names(tree: ast.Module) -> Iterator[tuple[str, str]]:
