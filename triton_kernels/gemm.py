@@ -31,6 +31,8 @@ def gemm(
 ) -> torch.Tensor:
     """scale * sum_k q_a(a)[m, k] * q_b(b)[k, n], as `fp8sim.simulate.matmul.gemm`, on tensor cores.
 
+    A GEMM without any quantizer is in high precision and is torch's own matmul.
+
     Args:
         a: [..., M, K]. b: [..., K, N]; leading dimensions broadcast.
         quantizers: of a and b: to e4m3, e5m2 (mixed at will), float16 or bfloat16; None for an operand that is one.
@@ -46,6 +48,8 @@ def gemm(
     """
     if accumulate != "native":
         raise ValueError(f"accumulate={accumulate!r}: Triton kernels add natively; call under use_backend('simulate')")
+    if quantizers == (None, None):
+        return (torch.matmul(a, b) * scale).to(dtype or a.dtype)
     codes_a = _codes(a, quantizers[0], f"operand a of {layer} {name}")
     codes_b = _codes(b.mT, quantizers[1], f"operand b of {layer} {name}")
     if a.ndim == b.ndim == 2:

@@ -47,7 +47,7 @@ def encode(bits, random, to: tl.constexpr, RANDOM_BITS: tl.constexpr):
     code = counting.to(tl.uint32) - to.offset
     positive = _finish(code, counting, magnitude, False, to)
     if _is_symmetric(to):
-        signed = negative if to.negative_zero else negative & (counting != 0)
+        signed = negative if to.negative_zero else negative & (positive != 0)
         return tl.where(signed, positive | to.sign_bit, positive)
     else:
         below_zero = code | to.sign_bit if to.sign_bit != 0 else tl.full(code.shape, to.below, tl.uint32)
@@ -114,7 +114,8 @@ def _round_magnitude(magnitude, negative, random, to: tl.constexpr, RANDOM_BITS:
 
 @triton.jit
 def _significand(magnitude, NORMALISE: tl.constexpr):
-    """Exponent field (1 in subnormals) and significand. NORMALISE: subnormals get a hidden bit, a field below 1."""
+    """Exponent field (1 in subnormals) and significand. NORMALISE: subnormals get a hidden bit and a field below 1,
+    zero a field below every format's."""
     F: tl.constexpr = 23 if magnitude.dtype == tl.uint32 else 52
     BIAS: tl.constexpr = 127 if magnitude.dtype == tl.uint32 else 1023
     HIDDEN: tl.constexpr = 1 << F
@@ -126,7 +127,8 @@ def _significand(magnitude, NORMALISE: tl.constexpr):
         converted = _as_float(fraction)
         normal_sig = tl.where(fraction == 0, fraction, (converted & (HIDDEN - 1)) | HIDDEN)
         sig = tl.where(field == 0, normal_sig, sig)
-        field = tl.where(field == 0, (converted >> F).to(tl.int32) + (1 - BIAS - F), field)
+        normal_field = tl.where(fraction == 0, -(1 << 17), (converted >> F).to(tl.int32) + (1 - BIAS - F))
+        field = tl.where(field == 0, normal_field, field)
     else:
         field = tl.maximum(field, 1)
     return field, sig

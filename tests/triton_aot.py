@@ -1,0 +1,159 @@
+"""Compile what the launchers of `fp8sim.triton_kernels` would launch, for GPUs that are not here, and read the result.
+
+Runs in a process of its own (`compile_all`), because kernels of a test process run in the interpreter. Launchers are
+called with CPU tensors of any content; their launches are compiled with the arguments they pass, and not run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+CASES: dict[str, tuple[int, Callable[[], object]]] = {}
+"""What to compile: name -> (compute capability, a call of a launcher)."""
+
+
+def compile_all(names: list[str], cache: Path) -> dict[str, dict[str, Any]]:
+    """For each case: its opcodes and how often they occur, registers, stack bytes, shared memory, and its PTX.
+
+    A kernel that fails to compile gives {"error": ...}.
+    """
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    environment |= {"TRITON_CACHE_DIR": str(cache), "PYTHONPATH": str(Path(__file__).parent)}
+    command = [sys.executable, "-m", "triton_aot", *names]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"compiling kernels failed:\n{done.stderr[-4000:]}")
+    reports: dict[str, dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
+    return reports
+
+
+def define_cases() -> None:
+    import torch
+
+    from fp8sim.triton_kernels import cast, matmul
+
+    def operands(m: int, n: int, k: int, a: torch.dtype, b: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.zeros(m, k, dtype=a), torch.zeros(n, k, dtype=b)
+
+    e4m3, e5m2, bf16, fp16 = torch.float8_e4m3fn, torch.float8_e5m2, torch.bfloat16, torch.float16
+    x32, x16, x64 = (torch.zeros(4096, dtype=dtype) for dtype in (torch.float32, bf16, torch.float64))
+    stochastic = {"rounding": "stochastic", "seed": 1}
+    casts: dict[str, Callable[[], object]] = {
+        "cast float32 to e4m3": lambda: cast.cast(x32, "e4m3"),
+        "cast bfloat16 to e4m3": lambda: cast.cast(x16, "e4m3"),
+        "cast float64 to e4m3": lambda: cast.cast(x64, "e4m3"),
+        "cast float32 to bfloat16": lambda: cast.cast(x32, "bf16", overflow="infinity"),
+        "encode bfloat16 to e5m2": lambda: cast.encode(x16, "e5m2"),
+        "encode float32 to e2m1, stochastic": lambda: cast.encode(x32, "e2m1", **stochastic),
+        "encode float32 to e8m0, upward": lambda: cast.encode(x32, "e8m0", rounding="toward_positive"),
+        "decode e4m3 to bfloat16": lambda: cast.decode(x32.to(torch.uint8), "e4m3", dtype=bf16),
+    }
+    for name, call in casts.items():
+        CASES[f"sm_80 {name}"] = 80, call
+        CASES[f"sm_90 {name}"] = 90, call
+    pairs = [(90, e4m3, e4m3), (90, e5m2, e4m3), (90, bf16, bf16), (90, fp16, fp16), (80, bf16, bf16), (80, fp16, fp16)]
+    for capability, a, b in pairs:
+        label = f"sm_{capability} matmul {short(a)} x {short(b)}"
+        CASES[label] = capability, lambda a=a, b=b: matmul.matmul(*operands(512, 768, 1024, a, b), out_dtype=bf16)
+        ragged = operands(1000, 1, 999, a, b)
+        CASES[f"{label}, ragged"] = capability, lambda ragged=ragged: matmul.matmul(*ragged, scale=0.5)
+    unset = operands(512, 512, 512, e4m3, e4m3)
+    CASES["sm_80 matmul e4m3 x e4m3"] = 80, lambda: matmul.matmul(*unset)
+
+
+def short(dtype: Any) -> str:
+    return str(dtype).removeprefix("torch.").removeprefix("float8_").removesuffix("fn")
+
+
+class AbsentGpu:
+    """Stands in for Triton's driver: the compiler asks it only what to compile for."""
+
+    def __init__(self, capability: int) -> None:
+        self.capability = capability
+
+    def get_current_device(self) -> int:
+        return self.capability
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> Any:
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", self.capability, 32)
+
+
+@contextlib.contextmanager
+def launches_compiled() -> Iterator[list[Any]]:
+    """Inside, launches of Triton kernels are compiled and appended to the list instead of run."""
+    from triton.runtime.jit import JITFunction
+
+    from fp8sim.triton_kernels import cast, matmul
+
+    compiled: list[Any] = []
+    run = JITFunction.run
+
+    def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
+        compiled.append(run(self, *args, grid=grid, warmup=True, **options))
+        return compiled[-1]
+
+    JITFunction.run = compile_only
+    for module in (cast, matmul):
+        module.require_device = lambda argument, x: None
+    yield compiled
+    JITFunction.run = run
+
+
+def report(kernel: Any) -> dict[str, Any]:
+    import triton
+
+    tools = Path(triton.__file__).parent / "backends/nvidia/bin"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        code = run_tool(tools / "nvdisasm", "-c", file.name)
+        usage = run_tool(tools / "cuobjdump", "-res-usage", file.name)
+    opcodes = re.findall(r"^\s*/\*\w+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", code, re.MULTILINE)
+    [registers], [stack] = re.findall(r"REG:(\d+)", usage), re.findall(r"STACK:(\d+)", usage)
+    return {
+        "opcodes": Counter(opcodes),
+        "registers": int(registers),
+        "stack": int(stack),
+        "shared": kernel.metadata.shared,
+        "ptx": kernel.asm["ptx"],
+    }
+
+
+def run_tool(*command: str | Path) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def main(names: list[str]) -> None:
+    from triton.runtime import driver
+
+    define_cases()
+    reports: dict[str, dict[str, Any]] = {}
+    with launches_compiled() as compiled:
+        for name in names or CASES:
+            capability, call = CASES[name]
+            driver.set_active(AbsentGpu(capability))
+            try:
+                call()
+                reports[name] = report(compiled[-1])
+            except Exception as error:
+                reports[name] = {"error": f"{type(error).__name__}: {error}"[:2000]}
+    print(json.dumps(reports))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
