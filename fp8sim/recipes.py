@@ -69,8 +69,8 @@ class GemmRecipe:
             _one_of("dtype", self.dtype, ("float32", "float16", "bfloat16", "float64"))
 
     def without_casts(self) -> GemmRecipe:
-        """The same GEMM on unquantized operands."""
-        return dataclasses.replace(self, first=None, second=None, accumulate="float32")
+        """The same GEMM on unquantized operands, added as the backend adds."""
+        return dataclasses.replace(self, first=None, second=None, accumulate="native")
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class Recipe:
         return {"output": self.output, "grad_input": self.grad_input, "grad_weight": self.grad_weight}[name]
 
     def without_casts(self) -> Recipe:
-        """The same recipe with every operand unquantized and float32 accumulation: the reference of its gradients."""
+        """The same recipe with every operand unquantized: the reference of its gradients."""
         gemms = {name: self.gemm(name).without_casts() for name in GEMM_OPERANDS}
         return dataclasses.replace(self, name=f"{self.name} without casts", **gemms)  # type: ignore[arg-type]
 

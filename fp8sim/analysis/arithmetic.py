@@ -176,6 +176,8 @@ def _check_gemm(event: GemmEvent, layer: Linear, seen: dict[str, torch.Tensor], 
     gemm = recipe.for_role(layer.role).gemm(event.gemm)
     expected, total = [], NOTHING
     for i, operand in enumerate(GEMM_OPERANDS[event.gemm]):
+        if operand not in seen:
+            return Comparison(1, 1, f"{where}: no {operand} passed through the module, expected one")
         quantizer = (gemm.first, gemm.second)[i]
         given = seen[operand].reshape(-1, seen[operand].shape[-1])
         value = given if quantizer is None else independent_cast(given, quantizer)

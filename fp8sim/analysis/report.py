@@ -8,6 +8,9 @@ from typing import Any
 
 from fp8sim.formats import parse
 
+_ISA = {"avx2": "AVX2", "avx512": "AVX-512"}
+"""Instruction sets as their makers write them."""
+
 
 def terminal(data: dict[str, Any], paths: tuple[Path, Path]) -> str:
     """The tables of both questions, the result, and where the details are."""
@@ -20,7 +23,7 @@ def _header(data: dict[str, Any]) -> list[str]:
     model, steps = run["model"], run["steps"]
     torch_version = env["torch"].split("+")[0]
     return [
-        f"fp8sim {env['fp8sim']}  torch {torch_version} {env['device']} ({env['threads']} threads, {env['isa']})   "
+        f"fp8sim {env['fp8sim']}  torch {torch_version} {env['device']} ({env['threads']} threads, {_ISA.get(env['isa'], env['isa'])})   "
         f"text: {text['name']}, {text['characters']:,} characters, sha {text['sha256'][:4]}...   seed {run['seed']}",
         f"model: {model['blocks']} blocks, width {model['width']}, {model['symbols']} symbols, "
         f"{run['window'] * run['batch']} tokens/step   looked at: step 0 and step {steps}",
@@ -112,5 +115,5 @@ def _result(data: dict[str, Any]) -> list[str]:
     parts = [f"broken: {', '.join(broken)}"] if broken else []
     parts += [f"{', '.join(failing)} fail{'s' if len(failing) == 1 else ''} on this model"] if failing else []
     parts += [f"{', '.join(holding)} hold{'s' if len(holding) == 1 else ''} on this model"] if holding else []
-    parts.append(f"{agree} kernels agree, {unchecked} not checked")
+    parts.append(f"{agree} kernel{'' if agree == 1 else 's'} agree{'s' if agree == 1 else ''}, {unchecked} not checked")
     return [f"RESULT  {'; '.join(parts)}.     {data['seconds']:.0f} s"]
