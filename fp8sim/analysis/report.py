@@ -21,9 +21,9 @@ def terminal(data: dict[str, Any], paths: tuple[Path, Path]) -> str:
 def _header(data: dict[str, Any]) -> list[str]:
     env, text, run = data["environment"], data["text"], data["run"]
     model, steps = run["model"], run["steps"]
-    torch_version = env["torch"].split("+")[0]
+    torch_version, isa = env["torch"].split("+")[0], _ISA.get(env["isa"], env["isa"])
     return [
-        f"fp8sim {env['fp8sim']}  torch {torch_version} {env['device']} ({env['threads']} threads, {_ISA.get(env['isa'], env['isa'])})   "
+        f"fp8sim {env['fp8sim']}  torch {torch_version} {env['device']} ({env['threads']} threads, {isa})   "
         f"text: {text['name']}, {text['characters']:,} characters, sha {text['sha256'][:4]}...   seed {run['seed']}",
         f"model: {model['blocks']} blocks, width {model['width']}, {model['symbols']} symbols, "
         f"{run['window'] * run['batch']} tokens/step   looked at: step 0 and step {steps}",
