@@ -66,6 +66,24 @@ def validate_command(
     raise typer.Exit(validation.exit_code())
 
 
+@app.command("formats")
+def formats_command(
+    name: Annotated[str | None, typer.Argument(help="A format; without one, the table of all.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """The table of formats, or every code of one."""
+    from fp8sim import formats
+    from fp8sim.analysis import format_table
+
+    if name is None:
+        catalogue = [format_table.describe(fmt) for fmt in formats.FORMATS.values()]
+        print(json.dumps(catalogue) if as_json else format_table.table())
+        return
+    fmt = formats.parse(name)
+    content = {**format_table.describe(fmt), "codes": format_table.codes(fmt)} if as_json else {}
+    print(json.dumps(content) if as_json else format_table.listing(fmt))
+
+
 def _enable_interpreter() -> None:
     """Let Triton kernels run on a machine without a GPU; must come before Triton is imported."""
     if importlib.util.find_spec("triton") is None:
