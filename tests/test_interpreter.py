@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from nvidia_header.__main__ import tables
 
-from fp8sim.triton_kernels import boundaries, interpreter
+from fp8sim.triton_kernels import boundaries, interpreter, interpreter_checks
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -105,7 +105,7 @@ def test_widening_every_code(header, source):
 
 @needs_interpreter
 def test_self_test_passes_and_says_what_it_compared():
-    compared = interpreter.self_test()
+    compared = interpreter_checks.self_test()
     assert compared["float8_e4m3fn to float32, every code"] == 256
     assert compared["bfloat16 to float32, every code"] == 1 << 16
     assert compared["float16 to float8_e5m2, every code"] == 1 << 16
@@ -142,7 +142,7 @@ def nan_as_number(codes, source):
 def test_self_test_finds_a_fault(monkeypatch, name, fault, check):
     monkeypatch.setattr(boundaries, name, fault)
     with pytest.raises(RuntimeError, match=rf"Triton {triton.__version__}: .*{check}") as raised:
-        interpreter.self_test()
+        interpreter_checks.self_test()
     assert "install triton==3.6.0" in str(raised.value)
 
 
@@ -194,13 +194,13 @@ def test_children_are_not_affected():
 
 LATE = """
 import torch, triton, triton.language
-from fp8sim.triton_kernels import cast, interpreter, matmul
+from fp8sim.triton_kernels import cast, interpreter, interpreter_checks, matmul
 interpreter.enable()
 x = torch.tensor([1.06, 1000.0])
 assert cast.cast(x, "e4m3").tolist() == [1.0, 448.0]
 a = torch.ones(3, 5).to(torch.float8_e4m3fn)
 assert matmul.matmul(a, a).tolist() == [[5.0] * 3] * 3
-assert interpreter.self_test()
+assert interpreter_checks.self_test()
 """
 
 
@@ -211,9 +211,9 @@ def test_kernels_imported_before_are_switched_over():
 
 OFF = """
 import torch
-from fp8sim.triton_kernels import cast, interpreter
+from fp8sim.triton_kernels import cast, interpreter, interpreter_checks
 assert not interpreter.is_enabled()
-for call in (interpreter.self_test, lambda: cast.cast(torch.zeros(3), "e4m3")):
+for call in (interpreter_checks.self_test, lambda: cast.cast(torch.zeros(3), "e4m3")):
     try:
         call()
     except RuntimeError as error:

@@ -8,7 +8,7 @@ the interpreter is a witness for.
 What a run here proves: integer arithmetic, indexing, masks, factors. What it cannot: layouts, shared memory, races, and
 the order of additions inside a tensor core, unless `use_dot` is given a model of it.
 
-The corrections replace private names of Triton; `self_test` notices when one has changed its meaning.
+The corrections replace private names of Triton; `interpreter_checks.self_test` notices when one has changed its meaning.
 """
 
 from __future__ import annotations
@@ -57,22 +57,6 @@ def enable() -> None:
     _correct(interpreter)
     _switch_imported_kernels(interpreter)
     _enabled = True
-
-
-def self_test() -> dict[str, int]:
-    """Run small kernels in the interpreter and compare every result with torch: seconds, on one core.
-
-    Returns:
-        For each check its name and how many results were compared.
-
-    Raises:
-        RuntimeError: the interpreter is not enabled, or a result is wrong; the message names Triton's version.
-    """
-    if not _enabled:
-        raise RuntimeError("the interpreter is off: call fp8sim.triton_kernels.interpreter.enable() first")
-    checks = _module("fp8sim.triton_kernels.interpreter_checks")
-    compared: dict[str, int] = checks.run()
-    return compared
 
 
 class Operand(NamedTuple):

@@ -22,8 +22,17 @@ FLOAT16 = (torch.float16, torch.bfloat16)
 _CODES = {1: torch.uint8, 2: torch.uint16, 4: torch.uint32}
 
 
-def run() -> dict[str, int]:
-    """See `interpreter.self_test`."""
+def self_test() -> dict[str, int]:
+    """Run small kernels in the interpreter and compare every result with torch: seconds, on one core.
+
+    Returns:
+        For each check its name and how many results were compared.
+
+    Raises:
+        RuntimeError: the interpreter is not enabled, or a result is wrong; the message names Triton's version.
+    """
+    if not interpreter.is_enabled():
+        raise RuntimeError("the interpreter is off: call fp8sim.triton_kernels.interpreter.enable() first")
     compared: dict[str, int] = {}
     for name, check in _checks().items():
         actual, expected = check()
@@ -161,7 +170,3 @@ def _dot(dtype: torch.dtype) -> _Result:
 def _dot_kernel(a_ptr, b_ptr, out_ptr, SIZE: tl.constexpr):
     index = tl.arange(0, SIZE)[:, None] * SIZE + tl.arange(0, SIZE)[None, :]
     tl.store(out_ptr + index, tl.dot(tl.load(a_ptr + index), tl.load(b_ptr + index)))
-
-
-if not interpreter.is_enabled():
-    raise RuntimeError("these kernels are for the interpreter: call fp8sim.triton_kernels.interpreter.enable() first")
