@@ -8,7 +8,8 @@ the interpreter is a witness for.
 What a run here proves: integer arithmetic, indexing, masks, factors. What it cannot: layouts, shared memory, races, and
 the order of additions inside a tensor core, unless `use_dot` is given a model of it.
 
-The corrections replace private names of Triton; `interpreter_checks.self_test` notices when one has changed its meaning.
+The corrections replace private names of Triton; `interpreter_checks.self_test` notices when one has changed its
+meaning.
 """
 
 from __future__ import annotations
