@@ -1,12 +1,17 @@
 """What every test shares: without a CUDA device, `gpu` tests are deselected and Triton kernels are interpreted."""
 
 import importlib.util
+import os
 from collections.abc import Iterator
 
 import pytest
 
 
 def pytest_configure() -> None:
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        import torch
+
+        torch.set_num_threads(1)  # workers whose threads wait for each other on busy cores take many times longer
     if importlib.util.find_spec("triton") and not cuda_is_available():
         from fp8sim.triton_kernels import interpreter
 
