@@ -98,6 +98,19 @@ def test_encode_of_other_dtypes_is_the_definition(fmt, dtype):
     assert_encodes_as_defined(inputs(fmt, dtype), fmt, mode, Overflow.SATURATE)
 
 
+@pytest.mark.parametrize("random_bits", [1, 3, 4, 5, 7])
+@pytest.mark.parametrize("mode", [mode for mode in Rounding if mode.is_stochastic], ids=lambda mode: mode.name)
+def test_stochastic_modes_where_few_bits_are_discarded(mode, random_bits):
+    """Fewer discarded bits than random ones, as many, and more."""
+    fmt = parse("e8m20(bias=127,nan=ieee,infinity)")
+    x = inputs(parse("float32"), "float32")[-300:]
+    random = [oracle.random_integer(SEED, STREAM, OFFSET + i, random_bits) for i in range(x.size)]
+    pairs = zip(widened(x).tolist(), random, strict=True)
+    expected = np.array([oracle.encode(v, fmt, mode, Overflow.SATURATE, r, random_bits) for v, r in pairs])
+    actual = encode(x, fmt, rounding=mode, random_bits=random_bits, **SHARED)
+    assert_same_codes(actual, expected, x, f"{mode.name} {random_bits}")
+
+
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("fmt", CASES, ids=str)
 def test_decode_is_the_definition(fmt, dtype):

@@ -1,0 +1,210 @@
+"""The Triton matrix product: `exact-sum`, and within K * 2^-22 * sum|a*b| of the exact result on random data.
+
+Without a GPU it runs in the interpreter, which proves indexing, masks, factors and conversions of the result; the
+order of additions in a tensor core is the GPU's.
+"""
+
+import itertools
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from fp8sim.triton_kernels import interpreter
+from fp8sim.triton_kernels import matmul as kernels
+from fp8sim.triton_kernels.matmul import Config, matmul
+
+DEVICE = "cpu" if interpreter.is_enabled() else "cuda"
+E4M3, E5M2, BF16, FP16 = torch.float8_e4m3fn, torch.float8_e5m2, torch.bfloat16, torch.float16
+PAIRS = [(E4M3, E4M3), (E5M2, E5M2), (E4M3, E5M2), (E5M2, E4M3), (BF16, BF16), (FP16, FP16)]
+SMALL = Config(64, 64, 64, num_warps=4)
+
+pairs = pytest.mark.parametrize(("a_dtype", "b_dtype"), PAIRS, ids=str)
+
+
+def has_fp8():
+    return DEVICE == "cpu" or torch.cuda.get_device_capability() >= (8, 9)
+
+
+@pytest.fixture(autouse=True)
+def skip_without_fp8(request):
+    dtypes = getattr(getattr(request.node, "callspec", None), "params", {}).values()
+    if {E4M3, E5M2} & {d for d in dtypes if isinstance(d, torch.dtype)} and not has_fp8():
+        pytest.skip("this GPU has no FP8 tensor cores")
+
+
+def generator(*seeds):
+    return torch.Generator().manual_seed(hash(seeds) % 2**31)
+
+
+def random_operands(m, n, k, a_dtype, b_dtype):
+    g = generator(m, n, k)
+    return torch.randn(m, k, generator=g).to(a_dtype), torch.randn(n, k, generator=g).to(b_dtype)
+
+
+def exact_sum_operands(m, n, k, a_dtype, b_dtype):
+    """{-1, 0, 1} times powers of two that depend on the row: every order of additions gives the same sum."""
+    g = generator(m, n, k)
+
+    def operand(rows):
+        signs = torch.randint(-1, 2, (rows, k), generator=g).float()
+        return signs * 2.0 ** torch.randint(-3, 4, (rows, 1), generator=g).float()
+
+    return operand(m).to(a_dtype), operand(n).to(b_dtype)
+
+
+def run(a, b, **options):
+    return matmul(a.to(DEVICE), b.to(DEVICE), **options).cpu()
+
+
+def exact(a, b):
+    return a.double() @ b.double().T
+
+
+def assert_same(actual, expected):
+    """Equal values; NaN equals NaN."""
+    __tracebackhide__ = True
+    assert actual.shape == expected.shape
+    actual, expected = actual.double(), expected.double()
+    wrong = ((actual != expected) & ~(actual.isnan() & expected.isnan())).nonzero().tolist()
+    if wrong:
+        m, n = wrong[0]
+        pytest.fail(f"{len(wrong)} differ, first [{m}, {n}]: {actual[m, n]:.9g}, expected {expected[m, n]:.9g}")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Sums
+
+SIZES = [1, 63, 100]
+
+
+@pairs
+@pytest.mark.parametrize(("m", "n", "k"), [*itertools.permutations(SIZES), (1, 1, 1), (130, 257, 200)])
+def test_exact_sums_are_exact(m, n, k, a_dtype, b_dtype):
+    a, b = exact_sum_operands(m, n, k, a_dtype, b_dtype)
+    assert_same(run(a, b, config=SMALL), exact(a, b))
+
+
+@pairs
+def test_random_sums_are_within_the_bound(a_dtype, b_dtype):
+    a, b = random_operands(100, 63, 1000, a_dtype, b_dtype)
+    bound = a.shape[1] * 2.0**-22 * exact(a.abs(), b.abs())
+    assert bool(((run(a, b).double() - exact(a, b)).abs() <= bound).all())
+
+
+@pairs
+@pytest.mark.parametrize("k", [100, 128, 192])
+def test_an_impulse_at_any_k_arrives(k, a_dtype, b_dtype):
+    """Row i of a is non-zero at k = positions[i] alone: first, last, edges of steps, tail."""
+    step = SMALL.block_k
+    edges = {0, 1, step - 1, step, k // step * step - 1, k // step * step, k - 2, k - 1}
+    positions = sorted(p for p in edges if 0 <= p < k)
+    a = torch.zeros(len(positions), k)
+    a[range(len(positions)), positions] = 2.0
+    b = torch.arange(1, k + 1).remainder(13).float().expand(3, k) * torch.tensor([[1.0], [-1.0], [0.5]])
+    a, b = a.to(a_dtype), b.to(b_dtype)
+    assert_same(run(a, b, config=SMALL), 2.0 * b.float()[:, positions].T)
+
+
+def test_every_tile_is_computed_once():
+    """Tiles in groups, the last group and the last tiles incomplete: c[m, n] = m * 2^-4 * n tells its place."""
+    m, n = 64 * 5 + 3, 64 * 3 + 7
+    a, b = torch.zeros(m, 16), torch.zeros(n, 16)
+    a[:, 0], a[:, 1], b[:, 0] = torch.arange(m).remainder(128), torch.arange(m) // 128, torch.arange(n).remainder(256)
+    b[:, 1] = 128 * b[:, 0]
+    a, b = a.to(BF16), b.to(BF16)
+    for group in (1, 2, 8):
+        assert_same(run(a, b, config=Config(64, 64, 16, group_m=group, num_warps=4)), exact(a, b))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Result: scale, dtype, special values, memory
+
+
+@pytest.mark.parametrize("out_dtype", [torch.float32, BF16, FP16])
+@pytest.mark.parametrize("scale", [1.0, 0.1, 2.0**-20, 3e4, -1e-40])
+def test_scale_multiplies_the_sum_and_the_result_is_rounded_once(scale, out_dtype):
+    a, b = exact_sum_operands(40, 50, 70, BF16, BF16)
+    expected = (exact(a, b).float() * torch.tensor(scale)).to(out_dtype)
+    assert_same(run(a, b, scale=scale, out_dtype=out_dtype), expected)
+
+
+@pairs
+def test_special_values_propagate(a_dtype, b_dtype):
+    a, b = exact_sum_operands(40, 50, 70, a_dtype, b_dtype)
+    a, b = a.float(), b.float()
+    a[3, 69], b[5, 0] = torch.nan, torch.nan
+    if a_dtype is not E4M3:
+        a[7, 1], a[8, 69], a[9, 2], a[9, 68] = torch.inf, -torch.inf, torch.inf, -torch.inf
+    a, b = a.to(a_dtype), b.to(b_dtype)
+    assert_same(run(a, b), exact(a, b))
+
+
+def test_only_the_result_is_written(monkeypatch):
+    """Memory around the result is poisoned and stays so."""
+    memory = torch.full((1000,), -7.0, device=DEVICE)
+    a, b = exact_sum_operands(5, 7, 100, BF16, BF16)
+    out = memory[500 : 500 + 35].view(5, 7)
+    monkeypatch.setattr(torch, "empty", lambda *shape, **options: out)
+    matmul(a.to(DEVICE), b.to(DEVICE), config=SMALL)
+    assert_same(out.cpu(), exact(a, b))
+    assert set(memory[:500].tolist() + memory[535:].tolist()) == {-7.0}
+
+
+VIEWS = {
+    "transposed": lambda x: x.T.contiguous().T,
+    "rows apart": lambda x: torch.cat([x, x], 1)[:, : x.shape[1]],
+    "misaligned": lambda x: torch.cat([x[:, :1], x], 1)[:, 1:],
+    "stepped": lambda x: x.repeat_interleave(2, 1)[:, ::2],
+    "expanded": lambda x: x[:1].expand(x.shape),
+}
+
+
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("k", [64, 99])
+def test_any_strides_are_read(view, k):
+    a, b = exact_sum_operands(20, 30, k, FP16, FP16)
+    a, b = VIEWS[view](a), VIEWS[view](b)
+    assert_same(run(a, b), exact(a, b))
+    assert_same(run(a[3:], b[5:]), exact(a[3:], b[5:]))
+
+
+@pytest.mark.parametrize(("m", "n", "k"), [(0, 5, 7), (5, 0, 7), (5, 7, 0), (0, 0, 0)])
+def test_empty_operands(m, n, k):
+    a, b = random_operands(m, n, k, BF16, BF16)
+    assert torch.equal(run(a, b), torch.zeros(m, n))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Errors
+
+A = torch.zeros(4, 8, dtype=BF16, device=DEVICE)
+ERRORS = {
+    "float32": (lambda: matmul(A.float(), A), TypeError, "a must be a tensor of float8.*got torch.float32"),
+    "a list": (lambda: matmul(A, [1.0]), TypeError, "b must be a tensor .*got list"),
+    "mixed": (lambda: matmul(A, A.half()), TypeError, "a and b must have the same dtype, or both FP8"),
+    "one FP8": (lambda: matmul(A, A.to(E4M3)), TypeError, "a and b must have the same dtype, or both FP8"),
+    "K": (lambda: matmul(A, A[:, :7]), ValueError, r"expected a \[M, K\] and b \[N, K\], got \[4, 8\] and \[4, 7\]"),
+    "a vector": (lambda: matmul(A[0], A), ValueError, r"got \[8\] and \[4, 8\]"),
+    "out_dtype": (lambda: matmul(A, A, out_dtype=E4M3), TypeError, "out_dtype must be float32, bfloat16 or float16"),
+    "devices": (lambda: matmul(A, A.to("meta")), ValueError, "a and b must be on one device, got .* and meta"),
+    "device": (lambda: matmul(A.to("meta"), A.to("meta")), RuntimeError, "a is on meta: Triton kernels run on CUDA"),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_error_says_what_was_expected(case):
+    call, kind, message = ERRORS[case]
+    with pytest.raises(kind, match=message):
+        call()
+
+
+def test_fp8_on_an_older_gpu_is_refused(monkeypatch):
+    monkeypatch.setattr(interpreter, "is_enabled", lambda: False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    on_a100 = SimpleNamespace(is_cuda=True, dtype=E4M3, device="cuda:0")
+    with pytest.raises(RuntimeError, match=r"FP8 .* need compute capability 8.9 .* cuda:0 has 8.0: convert a and b"):
+        kernels._require_capability(on_a100)
+    kernels._require_capability(SimpleNamespace(is_cuda=True, dtype=BF16, device="cuda:0"))
