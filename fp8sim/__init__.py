@@ -12,6 +12,7 @@ from fp8sim.formats import Format, Nan
 from fp8sim.ops.cast import cast, decode, encode
 from fp8sim.recipes import Recipe
 from fp8sim.rounding import Overflow, Rounding
+from fp8sim.simulate.matmul import set_deterministic
 from fp8sim.unit_scaling import functional
 
 __version__ = _version("fp8sim")
@@ -27,5 +28,6 @@ __all__ = [
     "decode",
     "encode",
     "functional",
+    "set_deterministic",
     "use_backend",
 ]

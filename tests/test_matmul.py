@@ -6,6 +6,7 @@ import itertools
 import pytest
 import torch
 
+import fp8sim
 from fp8sim import mma, recipes
 from fp8sim.analysis.arithmetic import independent_cast
 from fp8sim.analysis.kernels import exact_sum_operands
@@ -59,6 +60,17 @@ def test_the_sequential_sum_is_that_of_a_loop() -> None:
         for k in range(40):
             total = total + a[i, m, k] * b[k, n]
         assert result[i, m, n] == total
+
+
+def test_a_deterministic_run_refuses_blas() -> None:
+    a, b = normal(3, 4).detach(), normal(4, 5, seed=1).detach()
+    fp8sim.set_deterministic(True)
+    try:
+        assert torch.equal(simulate.gemm(a, b, accumulate="float32.sequential"), simulate._sequential(a, b))
+        with pytest.raises(ValueError, match="adds by BLAS, which set_deterministic"):
+            simulate.gemm(a, b)
+    finally:
+        fp8sim.set_deterministic(False)
 
 
 @pytest.mark.parametrize(("shape_a", "shape_b"), [((3, 4), (4, 5)), ((2, 3, 4), (4, 5)), ((1, 3, 4), (6, 4, 5))])

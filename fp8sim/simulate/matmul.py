@@ -47,6 +47,15 @@ def observe(observer: Callable[[GemmEvent], None]) -> Iterator[None]:
         _observers.remove(observer)
 
 
+_deterministic = False
+
+
+def set_deterministic(on: bool) -> None:
+    """With `on`, refuse to add products by BLAS, whose order differs between machines and numbers of threads."""
+    global _deterministic
+    _deterministic = on
+
+
 def gemm(
     a: torch.Tensor,
     b: torch.Tensor,
@@ -72,7 +81,14 @@ def gemm(
 
     Returns:
         [..., M, N].
+
+    Raises:
+        ValueError: an accumulation by BLAS after `set_deterministic(True)`.
     """
+    if _deterministic and accumulate != "float32.sequential":
+        raise ValueError(
+            f"accumulate={accumulate!r} adds by BLAS, which set_deterministic(True) refuses: use 'float32.sequential'"
+        )
     used = (_quantized(a, quantizers[0]), _quantized(b, quantizers[1]))
     wide = torch.float64 if a.dtype == torch.float64 else torch.float32
     product = _sequential if accumulate == "float32.sequential" else torch.matmul
