@@ -194,37 +194,28 @@ def test_children_are_not_affected():
 
 LATE = """
 import torch, triton, triton.language
-from fp8sim.triton_kernels import cast, interpreter, interpreter_checks, matmul
-interpreter.enable()
+from fp8sim.triton_kernels import cast, interpreter, matmul
 x = torch.tensor([1.06, 1000.0])
-assert cast.cast(x, "e4m3").tolist() == [1.0, 448.0]
-a = torch.ones(3, 5).to(torch.float8_e4m3fn)
-assert matmul.matmul(a, a).tolist() == [[5.0] * 3] * 3
-assert interpreter_checks.self_test()
-"""
-
-
-def test_kernels_imported_before_are_switched_over():
-    done = run_python(LATE)
-    assert done.returncode == 0, done.stderr
-
-
-OFF = """
-import torch
-from fp8sim.triton_kernels import cast, interpreter, interpreter_checks
 assert not interpreter.is_enabled()
-for call in (interpreter_checks.self_test, lambda: cast.cast(torch.zeros(3), "e4m3")):
+for call in (interpreter.self_test, lambda: cast.cast(x, "e4m3")):
     try:
         call()
     except RuntimeError as error:
         assert "interpreter.enable()" in str(error), error
     else:
         raise AssertionError(call)
+
+interpreter.enable()
+assert interpreter.is_enabled()
+assert cast.cast(x, "e4m3").tolist() == [1.0, 448.0]
+a = torch.ones(3, 5).to(torch.float8_e4m3fn)
+assert matmul.matmul(a, a).tolist() == [[5.0] * 3] * 3
+assert interpreter.self_test()
 """
 
 
-def test_errors_without_it_name_the_remedy():
-    done = run_python(OFF)
+def test_errors_before_it_name_the_remedy_and_imported_kernels_are_switched_over():
+    done = run_python(LATE)
     assert done.returncode == 0, done.stderr
 
 

@@ -7,6 +7,7 @@ called with CPU tensors of any content; their launches are compiled with the arg
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -15,8 +16,15 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from fp8sim.triton_kernels import cast, matmul
 
 CASES: dict[str, tuple[int, Callable[[], object]]] = {}
 """What to compile: name -> (compute capability, a call of a launcher)."""
@@ -38,16 +46,9 @@ def compile_all(names: list[str], cache: Path) -> dict[str, dict[str, Any]]:
 
 
 def define_cases() -> None:
-    import torch
-
-    from fp8sim.triton_kernels import cast, matmul
-
-    def operands(m: int, n: int, k: int, a: torch.dtype, b: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-        return torch.zeros(m, k, dtype=a), torch.zeros(n, k, dtype=b)
-
     e4m3, e5m2, bf16, fp16 = torch.float8_e4m3fn, torch.float8_e5m2, torch.bfloat16, torch.float16
     x32, x16, x64 = (torch.zeros(4096, dtype=dtype) for dtype in (torch.float32, bf16, torch.float64))
-    stochastic = {"rounding": "stochastic", "seed": 1}
+    stochastic: dict[str, Any] = {"rounding": "stochastic", "seed": 1}
     casts: dict[str, Callable[[], object]] = {
         "cast float32 to e4m3": lambda: cast.cast(x32, "e4m3"),
         "cast bfloat16 to e4m3": lambda: cast.cast(x16, "e4m3"),
@@ -58,17 +59,26 @@ def define_cases() -> None:
         "encode float32 to e8m0, upward": lambda: cast.encode(x32, "e8m0", rounding="toward_positive"),
         "decode e4m3 to bfloat16": lambda: cast.decode(x32.to(torch.uint8), "e4m3", dtype=bf16),
     }
-    for name, call in casts.items():
-        CASES[f"sm_80 {name}"] = 80, call
-        CASES[f"sm_90 {name}"] = 90, call
+    for capability, (name, call) in itertools.product((80, 90), casts.items()):
+        CASES[f"sm_{capability} {name}"] = capability, call
     pairs = [(90, e4m3, e4m3), (90, e5m2, e4m3), (90, bf16, bf16), (90, fp16, fp16), (80, bf16, bf16), (80, fp16, fp16)]
-    for capability, a, b in pairs:
-        label = f"sm_{capability} matmul {short(a)} x {short(b)}"
-        CASES[label] = capability, lambda a=a, b=b: matmul.matmul(*operands(512, 768, 1024, a, b), out_dtype=bf16)
-        ragged = operands(1000, 1, 999, a, b)
-        CASES[f"{label}, ragged"] = capability, lambda ragged=ragged: matmul.matmul(*ragged, scale=0.5)
-    unset = operands(512, 512, 512, e4m3, e4m3)
-    CASES["sm_80 matmul e4m3 x e4m3"] = 80, lambda: matmul.matmul(*unset)
+    for capability, a, b in [*pairs, (80, e4m3, e4m3)]:
+        name = f"sm_{capability} matmul {short(a)} x {short(b)}"
+        CASES[name] = capability, partial(multiply, 512, 768, 1024, a, b, out_dtype=bf16)
+        CASES[f"{name}, ragged"] = capability, partial(multiply, 1000, 1, 999, a, b, scale=0.5)
+    CASES["sm_90 matmul e4m3 x e4m3, exact"] = 90, lambda: exact_product_kernel[(1,)](x16.view(e4m3), x32)
+
+
+def multiply(m: int, n: int, k: int, a: torch.dtype, b: torch.dtype, **options: Any) -> torch.Tensor:
+    return matmul.matmul(torch.zeros(m, k, dtype=a), torch.zeros(n, k, dtype=b), **options)
+
+
+@triton.jit
+def exact_product_kernel(x_ptr, out_ptr):
+    """What not to do: asked to add exactly, Triton 3.6 leaves the FP8 instructions."""
+    index = tl.arange(0, 64)[:, None] * 64 + tl.arange(0, 64)[None, :]
+    x = tl.load(x_ptr + index)
+    tl.store(out_ptr + index, tl.dot(x, x.T, max_num_imprecise_acc=0))
 
 
 def short(dtype: Any) -> str:
@@ -98,8 +108,6 @@ def launches_compiled() -> Iterator[list[Any]]:
     """Inside, launches of Triton kernels are compiled and appended to the list instead of run."""
     from triton.runtime.jit import JITFunction
 
-    from fp8sim.triton_kernels import cast, matmul
-
     compiled: list[Any] = []
     run = JITFunction.run
 
@@ -115,8 +123,6 @@ def launches_compiled() -> Iterator[list[Any]]:
 
 
 def report(kernel: Any) -> dict[str, Any]:
-    import triton
-
     tools = Path(triton.__file__).parent / "backends/nvidia/bin"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])

@@ -195,9 +195,9 @@ def _rounds_away(rest, distance, random, ROUNDING: tl.constexpr, RANDOM_BITS: tl
     lost = wide & unit - 1
     threshold = (random ^ ((1 << RANDOM_BITS) - 1)).to(tl.uint64)
     if ROUNDING == _STOCHASTIC:
-        # nu * 2^N rounded to nearest even; where nothing was lost there is nothing to round.
+        # nu * 2^N rounded to nearest even. Where nothing is lost, the quotient ends in the guard bit and stays.
         half = unit >> 1
-        up = (lost > half) | ((lost == half) & (right != 0) & ((quotient & 1) != 0))
+        up = (lost > half) | ((lost == half) & ((quotient & 1) != 0))
         away = (quotient << left) + up.to(tl.uint64) > threshold
     elif ROUNDING == _STOCHASTIC_A:
         away = (quotient << left) > threshold
