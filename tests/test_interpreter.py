@@ -194,10 +194,10 @@ def test_children_are_not_affected():
 
 LATE = """
 import torch, triton, triton.language
-from fp8sim.triton_kernels import cast, interpreter, matmul
+from fp8sim.triton_kernels import cast, interpreter, interpreter_checks, matmul
 x = torch.tensor([1.06, 1000.0])
 assert not interpreter.is_enabled()
-for call in (interpreter.self_test, lambda: cast.cast(x, "e4m3")):
+for call in (interpreter_checks.self_test, lambda: cast.cast(x, "e4m3")):
     try:
         call()
     except RuntimeError as error:
@@ -210,7 +210,7 @@ assert interpreter.is_enabled()
 assert cast.cast(x, "e4m3").tolist() == [1.0, 448.0]
 a = torch.ones(3, 5).to(torch.float8_e4m3fn)
 assert matmul.matmul(a, a).tolist() == [[5.0] * 3] * 3
-assert interpreter.self_test()
+assert interpreter_checks.self_test()
 """
 
 
