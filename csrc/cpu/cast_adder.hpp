@@ -90,60 +90,26 @@ FP8SIM_HD Word adder_sum(Word magnitude, Word exponent, Mask negative, Word rand
     if constexpr (mode == Rounding::kToOdd) return floor | where(lost != Float{}, one);
     if constexpr (mode == Rounding::kTiesToAway) return sum + where(lost_bits == half_spacing, one);
     if constexpr (mode == Rounding::kTiesToZero) return sum - where(lost_bits == (half_spacing | L::kSignMask), one);
-    if constexpr (mode == Rounding::kTowardPositive) return sum + where(rounded_down & ~negative, one) - where(rounded_up & negative, one);
-    if constexpr (mode == Rounding::kTowardNegative) return sum + where(rounded_down & negative, one) - where(rounded_up & ~negative, one);
-    if constexpr (mode == Rounding::kStochastic) return floor + where(adder_rounds_away(magnitude, exponent, ~random, adder), one);
+    const Word ceiling = sum + where(rounded_down, one);
+    if constexpr (mode == Rounding::kTowardPositive) return negative ? floor : ceiling;
+    if constexpr (mode == Rounding::kTowardNegative) return negative ? ceiling : floor;
+    if constexpr (mode == Rounding::kStochastic) {
+        return floor + where(adder_rounds_away(magnitude, exponent, ~random, adder), one);
+    }
 }
 
-// How a rounded magnitude becomes a result. The first two saturate, which is done beforehand: what exceeds the largest
-// number, a number itself, rounds to it in every mode.
-enum class Finish {
-    kSaturate,           // NaN gets the sign of x
-    kSaturateUnsignedNan,  // both NaN give the same
-    kAny,
-};
-
-template <class Element>
-FP8SIM_HD Finish finish_of(const Ends<Element>& e) {
-    const bool saturates = e.sign != 0 && e.zero[0] == 0 && e.zero[1] == e.sign && e.overflow[0] == e.largest &&
-                           e.overflow[1] == (e.largest | e.sign) && e.infinity[0] == e.overflow[0] && e.infinity[1] == e.overflow[1];
-    if (saturates && e.nan[1] == (e.nan[0] | e.sign)) return Finish::kSaturate;
-    return saturates && e.nan[0] == e.nan[1] ? Finish::kSaturateUnsignedNan : Finish::kAny;
-}
-
-// What a loop over the adder needs besides: the ends as codes and as numbers.
-template <class Element>
-struct AdderPlan {
-    Adder<Element> adder;
-    Ends<Element> codes;
-    Ends<Element> numbers;
-    int sign_shift;  // from the source's sign bit down to the code's
-};
-
-// The number that x becomes, or its code.
-template <Rounding mode, Finish finish_kind, bool to_codes, class Word, class Element>
-FP8SIM_HD Word convert_by_adder(Word x, Word random, const AdderPlan<Element>& plan) {
+// The magnitude that `magnitude` rounds to: its code, or its bits. `clamped`: it does not exceed the largest number.
+template <Rounding mode, bool to_codes, bool clamped, class Word, class Mask, class Element>
+FP8SIM_HD Word round_by_adder(Word magnitude, Mask negative, Word random, const Adder<Element>& adder) {
     using Float = typename WordTypes<Word>::Float;
     using L = Layout<Element>;
-    const Adder<Element>& adder = plan.adder;
-    const Word all = x & ~L::kSignMask;
-    constexpr bool kSaturates = finish_kind != Finish::kAny;
-    const Word magnitude = kSaturates ? smaller<Word>(all, broadcast<Word>(plan.numbers.largest)) : all;
-    Word exponent = larger<Word>(magnitude & L::kInfinity, broadcast<Word>(adder.lowest));
-    if (!kSaturates) exponent = smaller<Word>(exponent, broadcast<Word>(adder.highest));
-
-    const Word sum = adder_sum<mode>(magnitude, exponent, x != all, random, adder);
+    const Word in_place = magnitude & L::kInfinity;
+    const Word limited = clamped ? in_place : smaller<Word>(in_place, broadcast<Word>(adder.highest));
+    const Word exponent = larger<Word>(limited, broadcast<Word>(adder.lowest));
     const Word constant = exponent + adder.lift;
-    Word y;
-    if constexpr (to_codes) y = sum - constant + ((exponent - adder.lowest) >> (L::kFractionBits - adder.mantissa_bits));
-    else y = bit_cast<Word>(bit_cast<Float>(sum) - bit_cast<Float>(constant));
-
-    const Ends<Element>& ends = to_codes ? plan.codes : plan.numbers;
-    if constexpr (finish_kind == Finish::kAny) return finish<Word>(y, y == 0, x, ends);
-    const Word sign = to_codes ? (x >> plan.sign_shift) & ends.sign : x & L::kSignMask;
-    const Word nan = broadcast<Word>(ends.nan[0]);
-    if constexpr (finish_kind == Finish::kSaturate) return (all > L::kInfinity ? nan : y) | sign;
-    return all > L::kInfinity ? nan : y | sign;
+    const Word sum = adder_sum<mode>(magnitude, exponent, negative, random, adder);
+    if constexpr (!to_codes) return bit_cast<Word>(bit_cast<Float>(sum) - bit_cast<Float>(constant));
+    return sum - constant + ((exponent - adder.lowest) >> (L::kFractionBits - adder.mantissa_bits));
 }
 
 }  // namespace

@@ -22,6 +22,9 @@ constexpr int kRandomBuffer = kBlock + 2 * kPhiloxGroup;
 // ---------------------------------------------------------------------------------------------------------------------
 // Between stored elements and the words that conversions start from and end in
 
+constexpr Conversion conversion_to(Float16) { return to_float16(); }
+constexpr Conversion conversion_to(Bfloat16) { return to_bfloat16(); }
+
 inline const uint32_t* widen_block(Float32, const uint32_t* source, int, uint32_t*) { return source; }
 inline const uint64_t* widen_block(Float64, const uint64_t* source, int, uint64_t*) { return source; }
 
@@ -35,19 +38,11 @@ inline const uint32_t* widen_block(Bfloat16, const uint16_t* source, int count, 
     return buffer;
 }
 
-inline void narrow_block(Float16, const uint32_t* numbers, uint16_t* target, int count) {
-    static const Plan<uint32_t> plan = plan_of<uint32_t>(to_float16(), 32);
-    run_adder<Rounding::kTiesToEven, true>(plan.code_finish, numbers, nullptr, target, count, plan.adder);
+template <class Half>
+void narrow_block(Half half, const uint32_t* numbers, uint16_t* target, int count) {
+    static const Plan<uint32_t> plan = plan_of<uint32_t>(conversion_to(half), 32);
+    try_fast<Rounding::kTiesToEven, true>(numbers, nullptr, target, count, plan);
 }
-
-inline void narrow_block(Bfloat16, const uint32_t* numbers, uint16_t* target, int count) {
-    uint32_t codes[kBlock];
-    encode_loop<Rounding::kTiesToEven, Reach::kAligned>(numbers, nullptr, codes, count, to_bfloat16(), 32);
-    narrow_loop(codes, target, count);
-}
-
-constexpr Conversion conversion_to(Float16) { return to_float16(); }
-constexpr Conversion conversion_to(Bfloat16) { return to_bfloat16(); }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Decode
@@ -115,11 +110,11 @@ void encode_elements(From from, const CastJob& job, Code* codes, int64_t begin, 
     using Element = typename From::Bits;
     const auto* source = static_cast<const typename From::Storage*>(job.source);
     const Plan<Element> plan = plan_of<Element>(job.conversion, job.random_bits);
-    const bool direct = plan.uses_adder && plan.mode == Rounding::kTiesToEven;
     for_each_block<Element>(job, begin, end, [&](int64_t i, int count, const uint32_t* random) {
         Element widened[kBlock];
         const Element* x = widen_block(from, source + i, count, widened);
-        if (direct) return run_adder<Rounding::kTiesToEven, true>(plan.code_finish, x, random, codes + i, count, plan.adder);
+        constexpr Rounding kUsual = Rounding::kTiesToEven;
+        if (plan.mode == kUsual && try_fast<kUsual, true>(x, random, codes + i, count, plan)) return;
         uint32_t wide_codes[kBlock];
         encode_stage(x, random, wide_codes, count, plan);
         narrow_loop(wide_codes, codes + i, count);
@@ -137,17 +132,15 @@ void cast_elements(From from, const CastJob& job, int64_t begin, int64_t end) {
     for_each_block<Element>(job, begin, end, [&](int64_t i, int count, const uint32_t* random) {
         Element widened[kBlock];
         const Element* x = widen_block(from, source + i, count, widened);
-        if (!plan.uses_adder) {
-            uint32_t codes[kBlock];
-            encode_stage(x, random, codes, count, plan);
-            return decode_block(from, codes, target + i, count, plan.conversion);
+        Element* numbers = widened;
+        if constexpr (!kIsHalf) numbers = target + i;
+        if (try_cast_stage(x, random, numbers, count, plan)) {
+            if constexpr (kIsHalf) narrow_block(from, numbers, target + i, count);
+            return;
         }
-        if constexpr (kIsHalf) {
-            adder_cast_stage(x, random, widened, count, plan);
-            narrow_block(from, widened, target + i, count);
-        } else {
-            adder_cast_stage(x, random, target + i, count, plan);
-        }
+        uint32_t codes[kBlock];
+        encode_stage(x, random, codes, count, plan);
+        decode_block(from, codes, target + i, count, plan.conversion);
     });
 }
 

@@ -1,4 +1,4 @@
-// The loops of a conversion, over a run of elements, and the choice among them.
+// The loops of a conversion over a run of elements, and the choice among them.
 //
 // Loops take their constants by value: a local copy whose address is never taken stays in registers, while a store to
 // the result could alias anything reached by a pointer.
@@ -6,8 +6,8 @@
 
 #include <cstdint>
 
-#include "core/element.hpp"
 #include "cpu/cast_adder.hpp"
+#include "cpu/cast_finish.hpp"
 #include "cpu/lanes.hpp"
 
 #define FP8SIM_LOOP __attribute__((noinline)) void
@@ -15,23 +15,39 @@
 namespace fp8sim {
 namespace {
 
-// Everything that the loops of one conversion need, from one of binary32 (uint32_t) or binary64 (uint64_t).
+// ---------------------------------------------------------------------------------------------------------------------
+// Plan: what is known of a conversion before the loops start
+
+// How a fast loop rounds.
+enum class Way {
+    kAdder,    // by the floating-point adder
+    kAligned,  // in integers, without shifts that depend on the element (`Reach::kAligned`)
+    kGeneral,  // not by a fast loop: in integers, `encode` of the core, then `decode` for a cast
+};
+
+// From binary32 (uint32_t) or binary64 (uint64_t).
 template <class Element>
 struct Plan {
     Conversion conversion;
-    AdderPlan<Element> adder;
-    Finish code_finish;
-    Finish number_finish;
+    Way way;
     Rounding mode;
     int random_bits;
-    bool uses_adder;
+    Adder<Element> adder;
+    Ends<Element> codes;
+    Ends<Element> numbers;
+    Finish code_finish;
+    Finish number_finish;
+    int sign_shift;  // from the source's sign bit down to the code's
 };
 
 template <class Element>
 Ends<Element> ends_as_numbers(const Conversion& c) {
     const auto number = [&c](uint32_t code) { return decode<Element>(code, c); };
     const Ends<uint32_t> codes = ends_of<uint32_t>(c);
-    Ends<Element> ends = {number(codes.largest), c.sign_bit ? Layout<Element>::kSignMask : 0, number(codes.below), {}, {}, {}, {}};
+    Ends<Element> ends = {};
+    ends.largest = number(codes.largest);
+    ends.sign = c.sign_bit ? Layout<Element>::kSignMask : 0;
+    ends.below = number(codes.below);
     for (int negative = 0; negative < 2; ++negative) {
         ends.zero[negative] = number(codes.zero[negative]);
         ends.overflow[negative] = number(codes.overflow[negative]);
@@ -41,24 +57,59 @@ Ends<Element> ends_as_numbers(const Conversion& c) {
     return ends;
 }
 
+// Modes for which there are loops of a way.
 template <class Element>
-bool use_adder(const Conversion& c, Rounding mode, int random_bits) {
-    if (!adder_fits<Element>(c)) return false;
-    if constexpr (sizeof(Element) == 8) return mode == Rounding::kTiesToEven;
-    return !is_stochastic(mode) || (mode == Rounding::kStochastic && adder_fits_stochastic(c, random_bits));
+constexpr bool has_loops(Way way, Rounding mode) {
+    if (sizeof(Element) == 8) return way == Way::kAdder && mode == Rounding::kTiesToEven;
+    return way == Way::kAligned || (way == Way::kAdder && mode <= Rounding::kStochastic);
+}
+
+template <class Element>
+Way way_of(const Conversion& c, Rounding mode, int random_bits) {
+    const bool is_aligned = span_of<Element>(c) == Span::kAligned && c.offset == 0;
+    if (is_aligned && has_loops<Element>(Way::kAligned, mode)) return Way::kAligned;
+    const bool adds = adder_fits<Element>(c) && (!is_stochastic(mode) || adder_fits_stochastic(c, random_bits));
+    return adds && has_loops<Element>(Way::kAdder, mode) ? Way::kAdder : Way::kGeneral;
 }
 
 template <class Element>
 Plan<Element> plan_of(const Conversion& c, int random_bits) {
-    const Rounding mode = static_cast<Rounding>(c.rounding);
-    int sign_shift = 8 * sizeof(Element) - 1;
-    for (uint32_t bit = c.sign_bit; bit > 1; bit /= 2) --sign_shift;
-    const AdderPlan<Element> adder = {adder_of<Element>(c), ends_of<Element>(c), ends_as_numbers<Element>(c), sign_shift};
-    return {c, adder, finish_of(adder.codes), finish_of(adder.numbers), mode, random_bits, use_adder<Element>(c, mode, random_bits)};
+    Plan<Element> plan = {};
+    plan.conversion = c;
+    plan.mode = static_cast<Rounding>(c.rounding);
+    plan.way = way_of<Element>(c, plan.mode, random_bits);
+    plan.random_bits = random_bits;
+    plan.adder = adder_of<Element>(c);
+    plan.codes = ends_of<Element>(c);
+    plan.numbers = ends_as_numbers<Element>(c);
+    plan.code_finish = finish_of(plan.codes);
+    plan.number_finish = finish_of(plan.numbers);
+    plan.sign_shift = 8 * sizeof(Element) - 1;
+    for (uint32_t bit = c.sign_bit; bit > 1; bit /= 2) --plan.sign_shift;
+    return plan;
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Loops
+
+// The number that x becomes, or its code.
+template <Way way, Rounding mode, Finish kind, bool to_codes, class Word, class Element>
+FP8SIM_HD Word convert_fast(Word x, Word random, const Plan<Element>& plan) {
+    using L = Layout<Element>;
+    const Word all = x & ~L::kSignMask;
+    const auto negative = x != all;
+    const Word magnitude = is_saturating(kind) ? smaller<Word>(all, broadcast<Word>(plan.numbers.largest)) : all;
+    Word y;
+    if constexpr (way == Way::kAdder) {
+        y = round_by_adder<mode, to_codes, is_saturating(kind)>(magnitude, negative, random, plan.adder);
+    } else {
+        const Conversion& c = plan.conversion;
+        y = round_magnitude<mode, Reach::kAligned>(magnitude, negative, c, random, plan.random_bits);
+        if constexpr (!to_codes) y = y << (L::kFractionBits - c.mantissa_bits);
+    }
+    if constexpr (to_codes) return finish_fast<kind>(y, x, plan.codes, plan.sign_shift);
+    return finish_fast<kind>(y, x, plan.numbers, 0);
+}
 
 template <Rounding mode, class Element>
 FP8SIM_HD Lanes<Element> random_lanes(const uint32_t* random, int64_t i) {
@@ -66,15 +117,16 @@ FP8SIM_HD Lanes<Element> random_lanes(const uint32_t* random, int64_t i) {
     return Lanes<Element>{};
 }
 
-template <Rounding mode, Finish finish, bool to_codes, class Element, class To>
-FP8SIM_LOOP adder_loop(const Element* x, const uint32_t* random, To* to, int64_t count, AdderPlan<Element> plan) {
+template <Way way, Rounding mode, Finish kind, bool to_codes, class Element, class To>
+FP8SIM_LOOP fast_loop(const Element* x, const uint32_t* random, To* to, int64_t count, Plan<Element> plan) {
     map_lanes<Element>(x, to, count, [=](Lanes<Element> lanes, int64_t i) FP8SIM_INLINE {
-        return convert_by_adder<mode, finish, to_codes>(lanes, random_lanes<mode, Element>(random, i), plan);
+        return convert_fast<way, mode, kind, to_codes>(lanes, random_lanes<mode, Element>(random, i), plan);
     });
 }
 
 template <Rounding mode, Reach reach, class Element>
-FP8SIM_LOOP encode_loop(const Element* x, const uint32_t* random, uint32_t* codes, int64_t count, Conversion c, int random_bits) {
+FP8SIM_LOOP encode_loop(
+    const Element* x, const uint32_t* random, uint32_t* codes, int64_t count, Conversion c, int random_bits) {
     map_lanes<Element>(x, codes, count, [=](Lanes<Element> lanes, int64_t i) FP8SIM_INLINE {
         return encode<mode, reach>(lanes, c, random_lanes<mode, Element>(random, i), random_bits);
     });
@@ -93,33 +145,40 @@ FP8SIM_LOOP narrow_loop(const From* from, To* to, int64_t count) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Stages: the loop for one conversion
+// Stages: the loop for one plan
 
-template <Rounding mode, bool to_codes, class Element, class To>
-void run_adder(Finish finish, const Element* x, const uint32_t* random, To* to, int64_t count, const AdderPlan<Element>& plan) {
-    switch (finish) {
-        case Finish::kSaturate: return adder_loop<mode, Finish::kSaturate, to_codes>(x, random, to, count, plan);
-        case Finish::kSaturateUnsignedNan:
-            return adder_loop<mode, Finish::kSaturateUnsignedNan, to_codes>(x, random, to, count, plan);
-        case Finish::kAny: return adder_loop<mode, Finish::kAny, to_codes>(x, random, to, count, plan);
+template <Way way, Rounding mode, bool to_codes, class Element, class To>
+void run_fast(const Element* x, const uint32_t* random, To* to, int64_t count, const Plan<Element>& plan) {
+    const Finish wanted = to_codes ? plan.code_finish : plan.number_finish;
+    const Finish kind = mode == Rounding::kTiesToEven ? wanted : without_rarities(wanted);
+    if (kind == Finish::kSaturate) return fast_loop<way, mode, Finish::kSaturate, to_codes>(x, random, to, count, plan);
+    if constexpr (mode == Rounding::kTiesToEven) {
+        constexpr Finish kNan = Finish::kSaturateUnsignedNan, kZero = Finish::kSaturateUnsignedZero;
+        if (kind == kNan) return fast_loop<way, mode, kNan, to_codes>(x, random, to, count, plan);
+        if (kind == kZero) return fast_loop<way, mode, kZero, to_codes>(x, random, to, count, plan);
+        if (kind == Finish::kOverflow) {
+            return fast_loop<way, mode, Finish::kOverflow, to_codes>(x, random, to, count, plan);
+        }
     }
+    fast_loop<way, mode, Finish::kAny, to_codes>(x, random, to, count, plan);
 }
 
-// Modes in which `use_adder` may find that the adder serves.
-template <class Element>
-constexpr bool may_use_adder(Rounding mode) {
-    if (sizeof(Element) == 8) return mode == Rounding::kTiesToEven;
-    return mode <= Rounding::kStochastic;
+// Whether there is a fast loop for the plan, which then has done it all.
+template <Rounding mode, bool to_codes, class Element, class To>
+bool try_fast(const Element* x, const uint32_t* random, To* to, int64_t count, const Plan<Element>& plan) {
+    if constexpr (has_loops<Element>(Way::kAdder, mode)) {
+        if (plan.way == Way::kAdder) return run_fast<Way::kAdder, mode, to_codes>(x, random, to, count, plan), true;
+    }
+    if constexpr (has_loops<Element>(Way::kAligned, mode)) {
+        if (plan.way == Way::kAligned) return run_fast<Way::kAligned, mode, to_codes>(x, random, to, count, plan), true;
+    }
+    return false;
 }
 
 template <Rounding mode, class Element>
-void run_integer(const Element* x, const uint32_t* random, uint32_t* codes, int64_t count, const Plan<Element>& plan) {
+void encode_in_mode(const Element* x, const uint32_t* random, uint32_t* codes, int64_t count, const Plan<Element>& plan) {
+    if (try_fast<mode, true>(x, random, codes, count, plan)) return;
     const Conversion& c = plan.conversion;
-    if constexpr (sizeof(Element) == 4) {
-        if (reach_of<Element>(c) == Reach::kAligned) {
-            return encode_loop<mode, Reach::kAligned>(x, random, codes, count, c, plan.random_bits);
-        }
-    }
     if (reach_of<Element>(c) == Reach::kWithin) {
         return encode_loop<mode, Reach::kWithin>(x, random, codes, count, c, plan.random_bits);
     }
@@ -129,30 +188,23 @@ void run_integer(const Element* x, const uint32_t* random, uint32_t* codes, int6
 template <class Element>
 void encode_stage(const Element* x, const uint32_t* random, uint32_t* codes, int64_t count, const Plan<Element>& plan) {
     switch (plan.mode) {
-#define FP8SIM_CASE(mode)                                                                                          \
-    case mode:                                                                                                     \
-        if constexpr (may_use_adder<Element>(mode)) {                                                              \
-            if (plan.uses_adder) return run_adder<mode, true>(plan.code_finish, x, random, codes, count, plan.adder); \
-        }                                                                                                          \
-        return run_integer<mode>(x, random, codes, count, plan);
+#define FP8SIM_CASE(mode) \
+    case mode: return encode_in_mode<mode>(x, random, codes, count, plan);
         FP8SIM_EACH_ROUNDING(FP8SIM_CASE)
 #undef FP8SIM_CASE
     }
 }
 
-// From numbers to numbers, where the adder serves.
+// From numbers to numbers, where the plan has a fast way.
 template <class Element>
-void adder_cast_stage(const Element* x, const uint32_t* random, Element* numbers, int64_t count, const Plan<Element>& plan) {
+bool try_cast_stage(const Element* x, const uint32_t* random, Element* numbers, int64_t count, const Plan<Element>& plan) {
     switch (plan.mode) {
-#define FP8SIM_CASE(mode)                                                                                          \
-    case mode:                                                                                                     \
-        if constexpr (may_use_adder<Element>(mode)) {                                                              \
-            return run_adder<mode, false>(plan.number_finish, x, random, numbers, count, plan.adder);              \
-        }                                                                                                          \
-        return;
+#define FP8SIM_CASE(mode) \
+    case mode: return try_fast<mode, false>(x, random, numbers, count, plan);
         FP8SIM_EACH_ROUNDING(FP8SIM_CASE)
 #undef FP8SIM_CASE
     }
+    return false;
 }
 
 template <class Element, class Code>

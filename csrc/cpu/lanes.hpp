@@ -63,9 +63,54 @@ struct WordTypes<Lanes<uint64_t>> {
 
 namespace {
 
+#if defined(__AVX2__)
+// The first 4, 8 or 16 bytes of a register.
+template <int bytes>
+FP8SIM_HD __m128i load_bytes(const void* from) {
+    if constexpr (bytes == 4) {
+        int32_t word;
+        memcpy(&word, from, sizeof(word));
+        return _mm_cvtsi32_si128(word);
+    } else if constexpr (bytes == 8) {
+        return _mm_loadl_epi64(static_cast<const __m128i*>(from));
+    } else {
+        return _mm_loadu_si128(static_cast<const __m128i*>(from));
+    }
+}
+
+// GCC 12 widens from less than a register element by element, and there are instructions for it.
+template <class Element, class Stored>
+FP8SIM_HD Lanes<Element> load_wider(const Stored* from) {
+    constexpr int kFrom = sizeof(Stored), kTo = sizeof(Element);
+    using Word = Lanes<Element>;
+#if defined(__AVX512F__)
+    if constexpr (2 * kFrom == kTo) {
+        const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+        if constexpr (kTo == 8) return bit_cast<Word>(_mm512_cvtepu32_epi64(half));
+        else return bit_cast<Word>(_mm512_cvtepu16_epi32(half));
+    } else {
+        const __m128i low = load_bytes<kLanes<Element> * kFrom>(from);
+        if constexpr (kTo == 4) return bit_cast<Word>(_mm512_cvtepu8_epi32(low));
+        else if constexpr (kFrom == 2) return bit_cast<Word>(_mm512_cvtepu16_epi64(low));
+        else return bit_cast<Word>(_mm512_cvtepu8_epi64(low));
+    }
+#else
+    const __m128i low = load_bytes<kLanes<Element> * kFrom>(from);
+    if constexpr (kTo == 4 && kFrom == 1) return bit_cast<Word>(_mm256_cvtepu8_epi32(low));
+    else if constexpr (kTo == 4) return bit_cast<Word>(_mm256_cvtepu16_epi32(low));
+    else if constexpr (kFrom == 1) return bit_cast<Word>(_mm256_cvtepu8_epi64(low));
+    else if constexpr (kFrom == 2) return bit_cast<Word>(_mm256_cvtepu16_epi64(low));
+    else return bit_cast<Word>(_mm256_cvtepu32_epi64(low));
+#endif
+}
+#endif
+
 // As many elements as a word of `Element` has lanes, widened from what memory holds.
 template <class Element, class Stored>
 FP8SIM_HD Lanes<Element> load(const Stored* from) {
+#if defined(__AVX2__)
+    if constexpr (sizeof(Element) > sizeof(Stored)) return load_wider<Element>(from);
+#endif
     typename VectorOf<Stored, kLanes<Element>>::type stored;
     memcpy(&stored, from, sizeof(stored));
     return __builtin_convertvector(stored, Lanes<Element>);

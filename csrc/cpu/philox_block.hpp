@@ -37,8 +37,12 @@ FP8SIM_HD PhiloxLanes lane_numbers() {
     return numbers;
 }
 
-FP8SIM_HD void store_random(uint32_t* to, PhiloxLanes word, int random_bits) {
-    store<uint64_t>(to, (word & 0xFFFFFFFFu) >> (32 - random_bits));
+// The random integers of two neighbouring words, whose low halves come first in memory.
+FP8SIM_HD void store_random(uint32_t* to, PhiloxLanes first, PhiloxLanes second, int random_bits) {
+    Lanes<uint32_t> low_halves = {};
+    for (int lane = 0; lane < kLanes<uint32_t>; ++lane) low_halves[lane] = 2 * lane;
+    const auto words = __builtin_shuffle(bit_cast<Lanes<uint32_t>>(first), bit_cast<Lanes<uint32_t>>(second), low_halves);
+    store<uint32_t>(to, words >> (32 - random_bits));
 }
 
 // The 64 random integers of counters j0 to j0 + 15; j0 is a multiple of 16, so its high word is that of all of them.
@@ -62,12 +66,12 @@ FP8SIM_HD void philox_group(uint64_t j0, const RandomBits& random, uint32_t* to)
             word3[v] = product0;
         }
     }
-    for (int v = 0; v < kVectors; ++v) {
+    for (int v = 0; v < kVectors; v += 2) {
         uint32_t* first = to + v * kLanes<uint64_t>;
-        store_random(first, word0[v], random.count);
-        store_random(first + kPhiloxCounters, word1[v], random.count);
-        store_random(first + 2 * kPhiloxCounters, word2[v], random.count);
-        store_random(first + 3 * kPhiloxCounters, word3[v], random.count);
+        store_random(first, word0[v], word0[v + 1], random.count);
+        store_random(first + kPhiloxCounters, word1[v], word1[v + 1], random.count);
+        store_random(first + 2 * kPhiloxCounters, word2[v], word2[v + 1], random.count);
+        store_random(first + 3 * kPhiloxCounters, word3[v], word3[v + 1], random.count);
     }
 }
 
