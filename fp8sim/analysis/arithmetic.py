@@ -65,6 +65,8 @@ def independent_cast(x: torch.Tensor, quantizer: Quantizer) -> torch.Tensor:
         ValueError: the quantizer's policy has no independent route.
     """
     fmt = quantizer.format
+    if quantizer.scale is not None:
+        raise ValueError(f"{quantizer}: no independent route applies scale factors")
     if quantizer.rounding is not Rounding.TIES_TO_EVEN:
         raise ValueError(f"{quantizer}: no independent route rounds {quantizer.rounding.name}")
     if quantizer.overflow is Overflow.SATURATE:

@@ -11,6 +11,7 @@ import jinja2
 
 from fp8sim.analysis import heatmap, verdicts
 from fp8sim.analysis.curves import loss_figure, strokes
+from fp8sim.analysis.report import explain_baselines
 from fp8sim.analysis.sections import read_section
 from fp8sim.analysis.verdicts import SEVERITY, Verdict
 from fp8sim.recipes import GEMM_OPERANDS
@@ -37,6 +38,7 @@ def html(data: Mapping[str, Any]) -> str:
         "gemm_operands": GEMM_OPERANDS,
         "heatmap": heatmap,
         "limits": verdicts,
+        "explanations": explain_baselines(data),
     }
     return _environment().get_template("report.html.j2").render(content)
 

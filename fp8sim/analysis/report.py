@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,22 +58,24 @@ def _share(value: float | None) -> str:
 
 
 def _explanations(data: dict[str, Any]) -> list[str]:
-    """A sentence on each cause for which baselines do not hold."""
-    baselines = [entry for entry in data["scaling"] if not entry["decides"]]
-    if not baselines:
+    if all(entry["decides"] for entry in data["scaling"]):
         return []
-    causes: dict[str, list[str]] = {}
-    for entry in baselines:
-        if entry["verdict"] != "PASS":
-            causes.setdefault(_cause(entry, data), []).append(entry["recipe"]["name"])
     lines = ["   * baseline: shown and explained, never decides the exit code."]
-    for cause, names in causes.items():
-        indent = " " * 5
-        lines += textwrap.wrap(f"{', '.join(names)}: {cause}", 118, initial_indent=indent, subsequent_indent=indent)
+    for sentence in explain_baselines(data):
+        lines += textwrap.wrap(sentence, 118, initial_indent=" " * 5, subsequent_indent=" " * 5)
     return lines
 
 
-def _cause(entry: dict[str, Any], data: dict[str, Any]) -> str:
+def explain_baselines(data: Mapping[str, Any]) -> list[str]:
+    """A sentence on each cause for which baselines do not hold, from the content of validation.json."""
+    causes: dict[str, list[str]] = {}
+    for entry in data["scaling"]:
+        if not entry["decides"] and entry["verdict"] != "PASS":
+            causes.setdefault(_cause(entry, data), []).append(entry["recipe"]["name"])
+    return [f"{', '.join(names)}: {cause}" for cause, names in causes.items()]
+
+
+def _cause(entry: Mapping[str, Any], data: Mapping[str, Any]) -> str:
     """Why a recipe does not hold, from the operand that decides."""
     finding, tokens = entry["decisive"], data["run"]["window"] * data["run"]["batch"]
     operand = finding["subject"].split()[-1]
@@ -107,13 +110,15 @@ def _arithmetic_table(data: dict[str, Any]) -> list[str]:
 def _result(data: dict[str, Any]) -> list[str]:
     deciding = [entry for entry in data["scaling"] if entry["decides"]]
     failing = [entry["recipe"]["name"] for entry in deciding if entry["verdict"] == "FAIL"]
-    holding = [entry["recipe"]["name"] for entry in deciding if entry["verdict"] != "FAIL"]
+    warned = [entry["recipe"]["name"] for entry in deciding if entry["verdict"] == "WARN"]
+    holding = [entry["recipe"]["name"] for entry in deciding if entry["verdict"] == "PASS"]
     broken = [row["name"] for row in data["arithmetic"] if row["verdict"] == "FAIL"]
     kernels = [row for row in data["arithmetic"] if row["ran_on"] != "simulate"]
     agree = sum(row["verdict"] == "PASS" for row in kernels)
     unchecked = sum(row["verdict"] == "NOT CHECKED" for row in kernels)
     parts = [f"broken: {', '.join(broken)}"] if broken else []
     parts += [f"{', '.join(failing)} fail{'s' if len(failing) == 1 else ''} on this model"] if failing else []
+    parts += [f"{', '.join(warned)} outside the limits of PASS"] if warned else []
     parts += [f"{', '.join(holding)} hold{'s' if len(holding) == 1 else ''} on this model"] if holding else []
     parts.append(f"{agree} kernel{'' if agree == 1 else 's'} agree{'s' if agree == 1 else ''}, {unchecked} not checked")
     return [f"RESULT  {'; '.join(parts)}.     {data['seconds']:.0f} s"]
