@@ -1,0 +1,1 @@
+"""Speed, measured: `python -m benchmarks.run`. A wrong result is never timed."""

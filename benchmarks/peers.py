@@ -1,0 +1,136 @@
+"""Other implementations: to compare the speed with, and as judges of results.
+
+Judges are independent of fp8sim's loops: ml_dtypes rounds to nearest even; from its result, and the exact sign of what
+that lost, follows every other deterministic mode; a stochastic result must be one of the two neighbours.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import torch
+
+from fp8sim.formats import Format
+from fp8sim.rounding import Overflow, Rounding
+
+Array = np.ndarray[Any, Any]
+Call = Callable[[], object]
+
+
+@functools.cache
+def table(fmt: Format) -> Array:
+    """The numbers of the magnitude codes, as float64."""
+    return np.array([fmt.to_float(code) for code in range(fmt.max_code + 1)])
+
+
+def neighbours(x: Array, fmt: Format) -> tuple[Array, Array]:
+    """The largest numbers of `fmt` not above and the smallest not below |x|, which is clamped to the largest."""
+    numbers = table(fmt)
+    magnitude = np.minimum(np.abs(x.astype(np.float64)), numbers[-1])
+    above = np.searchsorted(numbers, magnitude, side="left")
+    exact = numbers[above] == magnitude
+    return numbers[np.where(exact, above, np.maximum(above - 1, 0))], numbers[above]
+
+
+def expected_numbers(x: Array, fmt: Format, rounding: Rounding) -> Array:
+    """What x becomes under SATURATE in a deterministic mode, by the definition; no NaN in x."""
+    low, high = neighbours(x, fmt)
+    magnitude = np.minimum(np.abs(x.astype(np.float64)), float(fmt.max))
+    middle = (low + high) / 2
+    even = np.searchsorted(table(fmt), low) % 2 == 0
+    is_up = {
+        Rounding.TIES_TO_EVEN: (magnitude > middle) | ((magnitude == middle) & ~even),
+        Rounding.TIES_TO_AWAY: magnitude >= middle,
+        Rounding.TIES_TO_ZERO: magnitude > middle,
+        Rounding.TOWARD_ZERO: np.zeros(x.shape, bool),
+        Rounding.TOWARD_POSITIVE: x > 0,
+        Rounding.TOWARD_NEGATIVE: x < 0,
+        Rounding.TO_ODD: even & (low < magnitude),
+    }[rounding]
+    signed = np.copysign(np.where(is_up, high, low), x)
+    return signed if fmt.has_negative_zero else signed + 0.0
+
+
+def check_numbers(x: Array, y: Array, fmt: Format, rounding: Rounding, overflow: Overflow) -> None:
+    """AssertionError unless y is x cast to `fmt`; looks at 2^16 elements and the ends."""
+    picked = np.unique(np.linspace(0, x.size - 1, 2**16, dtype=np.int64))
+    x, y = x[picked], y[picked]
+    if overflow is Overflow.INFINITY:
+        magnitude = np.abs(x.astype(np.float64))
+        inside = magnitude <= float(fmt.max)
+        assert np.isinf(y[magnitude > 2 * float(fmt.max)]).all(), "overflow is not infinity"
+        x, y = x[inside], y[inside]
+    if rounding.is_stochastic:
+        low, high = neighbours(x, fmt)
+        assert (np.isin(np.abs(y), [0]) | (np.abs(y) == low) | (np.abs(y) == high)).all(), "not a neighbour"
+        return
+    wrong = np.flatnonzero(y != expected_numbers(x, fmt, rounding))
+    assert wrong.size == 0, f"{wrong.size} of {x.size} wrong, first {x[wrong[0]]!r} -> {y[wrong[0]]!r}"
+
+
+def check_codes(x: Array, codes: Array, fmt: Format, rounding: Rounding, overflow: Overflow) -> None:
+    """AssertionError unless `codes` are those of x."""
+    picked = np.unique(np.linspace(0, x.size - 1, 2**14, dtype=np.int64))
+    numbers = np.array([fmt.to_float(int(code)) for code in codes[picked]])
+    if fmt.signed:
+        return check_numbers(x[picked], numbers, fmt, rounding, overflow)
+    positive = x[picked] > 0
+    assert (codes[picked][~positive] == 0).all(), "a negative number is not saturated"
+    return check_numbers(x[picked][positive], numbers[positive], fmt, rounding, overflow)
+
+
+def check_decoded(codes: Array, y: Array, fmt: Format) -> None:
+    """AssertionError unless y are the numbers of `codes`."""
+    expected = np.array([fmt.to_float(code) for code in fmt.codes], np.float32)
+    assert np.array_equal(y, expected[codes], equal_nan=True), "not the numbers of the codes"
+
+
+# Peers, with buffers of their own, reused wherever their functions allow it.
+
+
+def torch_dtype(fmt: Format) -> torch.dtype | None:
+    found = getattr(torch, fmt.name, None)
+    return found if isinstance(found, torch.dtype) and fmt.name != "float4_e2m1fn" else None
+
+
+def casts(x: Array, fmt: Format, rounding: Rounding) -> dict[str, Call]:
+    """Round trips of float32, ties to even only."""
+    if rounding is not Rounding.TIES_TO_EVEN:
+        return {}
+    found: dict[str, Call] = {}
+    if dtype := torch_dtype(fmt):
+        source, narrow = torch.from_numpy(x), torch.empty(x.shape, dtype=dtype)
+        target = torch.empty(x.shape)
+        found["torch"] = lambda: target.copy_(narrow.copy_(source))
+    if kind := getattr(ml_dtypes, fmt.name, None):
+        found["ml_dtypes"] = lambda: quiet(lambda: x.astype(kind).astype(np.float32))
+    return found
+
+
+def encodes(x: Array, fmt: Format) -> dict[str, Call]:
+    found: dict[str, Call] = {}
+    if dtype := torch_dtype(fmt):
+        source, narrow = torch.from_numpy(x), torch.empty(x.shape, dtype=dtype)
+        found["torch"] = lambda: narrow.copy_(source)
+    if kind := getattr(ml_dtypes, fmt.name, None):
+        found["ml_dtypes"] = lambda: quiet(lambda: x.astype(kind))
+    return found
+
+
+def decodes(codes: Array, fmt: Format) -> dict[str, Call]:
+    found: dict[str, Call] = {}
+    if dtype := torch_dtype(fmt):
+        narrow, target = torch.from_numpy(codes).view(dtype), torch.empty(codes.shape)
+        found["torch"] = lambda: target.copy_(narrow)
+    if kind := getattr(ml_dtypes, fmt.name, None):
+        found["ml_dtypes"] = lambda: codes.view(kind).astype(np.float32)
+    return found
+
+
+def quiet(call: Call) -> object:
+    with np.errstate(all="ignore"):
+        return call()
