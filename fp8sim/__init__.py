@@ -10,6 +10,8 @@ from importlib.metadata import version as _version
 from fp8sim.backends import use_backend
 from fp8sim.formats import Format, Nan
 from fp8sim.ops.cast import cast, decode, encode
+from fp8sim.ops.quantize import quantize
+from fp8sim.quantizers import QuantizedTensor, Quantizer
 from fp8sim.recipes import Recipe
 from fp8sim.rounding import Overflow, Rounding
 from fp8sim.simulate.matmul import set_deterministic
@@ -21,6 +23,8 @@ __all__ = [
     "Format",
     "Nan",
     "Overflow",
+    "QuantizedTensor",
+    "Quantizer",
     "Recipe",
     "Rounding",
     "__version__",
@@ -28,6 +32,7 @@ __all__ = [
     "decode",
     "encode",
     "functional",
+    "quantize",
     "set_deterministic",
     "use_backend",
 ]

@@ -21,7 +21,7 @@ class Backend:
     """One implementation of one operation.
 
     Attributes:
-        op: "cast", "encode", "decode" or "gemm".
+        op: "cast", "encode", "decode", "quantize" or "gemm".
         name: "simulate", "triton" or "cuda".
         target: what the code runs on, in words.
         devices: torch device types it takes.
@@ -95,6 +95,7 @@ _CUDA = ("CUDA C++, sm_80 and later", ("cuda",), _INTEGER)
 
 BACKENDS: tuple[Backend, ...] = (
     *(Backend(op, "simulate", *_SIMULATED, "bitwise", f"fp8sim.casting:{op}") for op in _CASTS),
+    Backend("quantize", "simulate", *_SIMULATED, "bitwise", "fp8sim.quantizers:quantize"),
     Backend("gemm", "simulate", *_SIMULATED, "exact-sum", "fp8sim.simulate.matmul:gemm"),
     *(Backend(op, "triton", *_TRITON, "bitwise", f"fp8sim.triton_kernels.cast:{op}") for op in _CASTS),
     Backend("gemm", "triton", *_TRITON, "exact-sum", "fp8sim.triton_kernels.gemm:gemm"),

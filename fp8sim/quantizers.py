@@ -1,39 +1,52 @@
-"""How a tensor becomes a tensor of codes: a format, a rounding mode and an overflow policy under one name.
+"""How a tensor becomes a tensor of codes: a format, its conversion policy and a scale factor, under one name.
 
-A `Quantizer` is data; its canonical string is what operations and recipes pass around: `parse(str(q)) == q`.
+A `Quantizer` is data; its canonical string is what operations and recipes pass around: `parse(str(q)) == q`. To add a
+named one, add one entry to `QUANTIZERS`.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from fp8sim import casting, formats
+import numpy as np
+from numpy.typing import NDArray
+
+from fp8sim import casting, formats, scaling
 from fp8sim.formats import Format
 from fp8sim.rounding import Overflow, Rounding, member, resolve
+from fp8sim.scaling import E8M0, FLOAT32, Granularity, Order, ScaleRule, ScaleSpec
 
 if TYPE_CHECKING:
     import torch
 
+    _Array = TypeVar("_Array", np.ndarray[Any, Any], torch.Tensor)
+
+_FLOATS = ("float32", "float64", "float16", "bfloat16")
+
 
 @dataclass(frozen=True)
 class Quantizer:
-    """Cast every element to `format`, with no scale factor.
+    """Cast every element to `format`, after applying the scale factor of its block if there is one.
 
     Attributes:
         format: the format of the codes.
         rounding: how a number between two codes is rounded; stochastic modes are refused here, since a quantizer has
             no random bits of its own.
         overflow: what becomes of numbers above the largest and of infinities.
+        scale: which elements share a scale factor, how it is computed, stored and applied; None for no factor.
 
     Raises:
-        ValueError: the format cannot represent the policy.
+        ValueError: the format cannot represent the policy, or does not suit the scale factor.
     """
 
     format: Format
     rounding: Rounding = Rounding.TIES_TO_EVEN
     overflow: Overflow = Overflow.SATURATE
+    scale: ScaleSpec | None = None
 
     def __post_init__(self) -> None:
         if self.rounding.is_stochastic:
@@ -41,28 +54,299 @@ class Quantizer:
                 f"rounding={self.rounding.name}: a quantizer takes no random bits; use a deterministic mode"
             )
         resolve(self.format, self.rounding, self.overflow)
+        if self.scale is not None:
+            scaling.check(self.format, self.scale)
 
     def __str__(self) -> str:
-        return f"{self.format}:{self.rounding.name}:{self.overflow.name}"
+        text = f"{self.format}:{self.rounding.name}:{self.overflow.name}"
+        return text if self.scale is None else _names().get(self, f"{text}:{self.scale}")
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """The values of `x` [...] on the format's grid, in the dtype of `x`; NaN stays NaN where the format has one."""
-        return casting.cast(x, self.format, rounding=self.rounding, overflow=self.overflow)
+    def __call__(self, x: _Array) -> _Array:
+        """The numbers [...] that the codes of `x` stand for, times their factors, rounded once to the dtype of `x`.
+
+        NaN stays NaN where the format has one. Blocks along the columns run along the last axis of `x`.
+        """
+        if self.scale is None:
+            return casting.cast(x, self.format, rounding=self.rounding, overflow=self.overflow)
+        result: _Array = self.quantize(x).dequantize()
+        return result
+
+    def quantize(self, x: Any) -> QuantizedTensor:
+        """The codes and scale factors of x [...], a NumPy array or CPU tensor.
+
+        With a scale factor, float64 elements are first rounded to float32, ties to even. A NaN keeps its sign; where
+        the factor makes a NaN of a number, it is positive. A NaN factor makes every code of its block NaN, or the
+        largest number in a format without NaN.
+
+        Raises:
+            ValueError: too few axes for the granularity, or a tensor that is not on the CPU.
+            TypeError: not an array of float32, float64, float16 or bfloat16.
+        """
+        if self.scale is None:
+            codes = casting.encode(x, self.format, rounding=self.rounding, overflow=self.overflow)
+            return QuantizedTensor(codes, None, self, _float_name(x.dtype))
+        bits, granularity = scaling.float32_bits(x), self.scale.granularity
+        blocks = granularity.split(bits)
+        factors = scaling.factors(scaling.block_amax(blocks), self.format, self.scale)
+        values = casting.decode(blocks, FLOAT32, dtype="float64")
+        product = _apply(values, factors.applied[..., :, None, :, None], divide=self.scale.order.divides)
+        if not self.scale.fused:
+            product = casting.cast(product, FLOAT32, overflow="INFINITY")
+        codes = casting.encode(product, self.format, rounding=self.rounding, overflow=self.overflow)
+        codes = scaling.like(granularity.join(codes, bits.shape), x)
+        scales = scaling.like(factors.stored.reshape(granularity.scale_shape(bits.shape)), x)
+        tensor = None if factors.tensor is None else scaling.like(factors.tensor, x)
+        return QuantizedTensor(codes, scales, self, _float_name(x.dtype), tensor)
+
+
+def _float_name(dtype: Any) -> str:
+    """The name that NumPy, ml_dtypes and torch share of a dtype, given as one or by name. TypeError if no float."""
+    name = str(dtype).removeprefix("torch.")
+    if name not in _FLOATS and not str(dtype).startswith("torch."):
+        name = np.dtype(dtype).name
+    if name not in _FLOATS:
+        raise TypeError(f"dtype={dtype!r}: use one of {', '.join(_FLOATS)}")
+    return name
+
+
+def _apply(values: NDArray[np.float64], factors: NDArray[np.float64], *, divide: bool) -> NDArray[np.float64]:
+    """values * factors or values / factors in binary64. A NaN among the values keeps its sign, others are positive."""
+    with np.errstate(all="ignore"):
+        result: NDArray[np.float64] = np.divide(values, factors) if divide else np.multiply(values, factors)
+    made = np.isnan(result)
+    if made.any():
+        result = np.where(made, np.where(np.isnan(values), values, np.nan), result)
+    return result
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedTensor:
+    """Codes and the scale factors that multiply them.
+
+    Attributes:
+        codes: [...], NumPy array or CPU tensor, uint8 (uint16 above 8 bits, uint32 above 16), one code per element.
+        scales: `Granularity.scale_shape`: float32 factors, or codes of `quantizer.scale.store`; None without factor.
+        quantizer: what made them.
+        dtype: the name of the dtype that was quantized, which `dequantize` restores.
+        tensor_scale: [], the float32 factor of the whole tensor in a two-level order; else None.
+
+    Raises:
+        ValueError: shapes or factors that do not fit the quantizer.
+    """
+
+    codes: Any
+    scales: Any
+    quantizer: Quantizer
+    dtype: str = "float32"
+    tensor_scale: Any = None
+
+    def __post_init__(self) -> None:
+        spec = self.quantizer.scale
+        for name, given, wanted in (
+            ("scales", self.scales, spec is not None),
+            ("tensor_scale", self.tensor_scale, spec is not None and spec.order.has_two_levels),
+        ):
+            if (given is not None) != wanted:
+                raise ValueError(f"{name} is {'given' if given is not None else 'missing'}: {self.quantizer} decides")
+        if spec is not None and tuple(self.scales.shape) != spec.granularity.scale_shape(self.shape):
+            expected = list(spec.granularity.scale_shape(self.shape))
+            raise ValueError(f"scales have shape {list(self.scales.shape)}: codes {list(self.shape)} need {expected}")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the tensor."""
+        return tuple(self.codes.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes used in storage: packed codes and all scale factors."""
+        return sum(int(part.nbytes) for part in (self.packed(), self.scales, self.tensor_scale) if part is not None)
+
+    def packed(self) -> Any:
+        """The codes [..., C] packed by `pack`; of formats above 8 bits, the codes themselves."""
+        bits = self.quantizer.format.bits
+        return pack(self.codes, bits) if bits < 8 else self.codes
+
+    def scale_inv(self) -> NDArray[np.float64]:
+        """The factors that multiply codes, those of the tensor included: exact, in `scales`'s shape.
+
+        Raises:
+            ValueError: the quantizer has no scale factor.
+        """
+        if self.quantizer.scale is None:
+            raise ValueError(f"{self.quantizer} has no scale factor: its codes stand for the numbers themselves")
+        factors = _decode_scales(self.scales, self.quantizer.scale.store)
+        if self.tensor_scale is None:
+            return factors
+        return np.asarray(_apply(factors, _decode_scales(self.tensor_scale, FLOAT32), divide=False))
+
+    def dequantize(self, dtype: Any = None) -> Any:
+        """The numbers [...] that were quantized, nearly: code times factor, exact, then rounded once to `dtype`.
+
+        Infinity where `dtype` has no such number. NaN codes keep their sign; a NaN factor makes its block NaN.
+
+        Args:
+            dtype: float32, float64, float16 or bfloat16, by name or as a dtype; None is the dtype that was quantized.
+
+        Returns:
+            [...], of the kind of `codes`.
+        """
+        name, fmt = self.dtype if dtype is None else _float_name(dtype), self.quantizer.format
+        if self.quantizer.scale is None:
+            return casting.decode(self.codes, fmt, dtype=name)
+        granularity = self.quantizer.scale.granularity
+        codes = granularity.split(np.asarray(self.codes))
+        factors = granularity.spread(self.scale_inv(), self.shape)
+        values = _apply(casting.decode(codes, fmt, dtype="float64"), factors, divide=False)
+        return _to_dtype(granularity.join(values, self.shape), name, self.codes)
+
+
+def _decode_scales(scales: Any, store: Format) -> NDArray[np.float64]:
+    """Stored factors in binary64."""
+    codes = np.asarray(scales)
+    return casting.decode(codes.view(np.uint32) if store == FLOAT32 else codes, store, dtype="float64")
+
+
+def _to_dtype(values: NDArray[np.float64], name: str, kind: Any) -> Any:
+    """`values` rounded once to the dtype of that name, as an array or tensor, whichever `kind` is."""
+    if name == "float64":
+        return scaling.like(values, kind)
+    bits = scaling.like(casting.encode(values, name, overflow="INFINITY"), kind)
+    if isinstance(bits, np.ndarray):
+        return casting.decode(bits, name, dtype=name)
+    import torch
+
+    return bits.view(getattr(torch, name))
+
+
+def quantize(x: _Array, quantizer: Quantizer) -> QuantizedTensor:
+    """`quantizer.quantize(x)`: the simulated backend of `fp8sim.quantize`."""
+    return quantizer.quantize(x)
+
+
+# Codes of fewer than eight bits in bytes
+
+
+def pack(codes: _Array, bits: int) -> _Array:
+    """Codes [..., C] of `bits` bits each as bytes [..., ceil(C * bits / 8)].
+
+    The codes of a row follow each other in one string of bits, low bit first: code i has bits i * bits and up, and byte
+    j the bits 8 j and up. So FP4 is two codes per byte, the first in the low half; FP6 four codes in three bytes. What
+    remains of the last byte of a row is zero.
+
+    Raises:
+        ValueError: `bits` out of 1..8, or codes without an axis.
+    """
+    array = _codes(codes, bits)
+    string = np.unpackbits(array[..., None], axis=-1, count=bits, bitorder="little")
+    string = string.reshape(*array.shape[:-1], array.shape[-1] * bits)
+    return scaling.like(np.packbits(string, axis=-1, bitorder="little"), codes)
+
+
+def unpack(packed: _Array, bits: int, count: int) -> _Array:
+    """The `count` codes of each row [..., count] that `pack` put into the bytes [..., ceil(count * bits / 8)].
+
+    Raises:
+        ValueError: `bits` out of 1..8, or a row of another length.
+    """
+    array = _codes(packed, bits)
+    if array.shape[-1] != (expected := -(-count * bits // 8)):
+        raise ValueError(f"packed has rows of {array.shape[-1]} bytes: {count} codes of {bits} bits take {expected}")
+    string = np.unpackbits(array, axis=-1, count=count * bits, bitorder="little")
+    string = string.reshape(*array.shape[:-1], count, bits)
+    return scaling.like(np.packbits(string, axis=-1, bitorder="little")[..., 0], packed)
+
+
+def _codes(codes: Any, bits: int) -> NDArray[np.uint8]:
+    array = np.asarray(codes)
+    if not 1 <= bits <= 8 or array.dtype != np.uint8 or array.ndim == 0:
+        raise ValueError(f"expected uint8 [..., C] and bits 1 to 8, got {array.dtype} {list(array.shape)}, bits={bits}")
+    return array
+
+
+# Names
 
 
 @functools.cache
 def parse(text: str | Quantizer) -> Quantizer:
-    """The quantizer that "FORMAT", "FORMAT:ROUNDING" or "FORMAT:ROUNDING:OVERFLOW" names; the parts default as above.
+    """The quantizer that a name of `QUANTIZERS` or "FORMAT[:ROUNDING[:OVERFLOW[:SCALE]]]" stands for.
+
+    The parts default as in `Quantizer`; SCALE is the `str()` of a `ScaleSpec`.
 
     Raises:
         ValueError: a part that names nothing; the message lists what there is.
     """
     if isinstance(text, Quantizer):
         return text
+    if (name := ALIASES.get(text, text)) in QUANTIZERS:
+        return QUANTIZERS[name]
     name, *policy = text.split(":")
-    if len(policy) > 2:
-        raise ValueError(f"quantizer {text!r}: expected FORMAT[:ROUNDING[:OVERFLOW]], got {len(policy) + 1} parts")
-    rounding, overflow = [*policy, *("TIES_TO_EVEN", "SATURATE")[len(policy) :]]
+    if len(policy) > 3:
+        raise ValueError(
+            f"quantizer {text!r}: expected FORMAT[:ROUNDING[:OVERFLOW[:SCALE]]], got {len(policy) + 1} parts"
+        )
+    rounding, overflow = [*policy[:2], *("TIES_TO_EVEN", "SATURATE")[len(policy) :]]
     return Quantizer(
-        formats.parse(name), member(Rounding, rounding, "rounding"), member(Overflow, overflow, "overflow")
+        _format(name),
+        member(Rounding, rounding, "rounding"),
+        member(Overflow, overflow, "overflow"),
+        ScaleSpec.parse(policy[2]) if len(policy) == 3 else None,
     )
+
+
+def _format(name: str) -> Format:
+    try:
+        return formats.parse(name)
+    except ValueError as error:
+        raise ValueError(f"{error}; or one of the quantizers {', '.join([*QUANTIZERS, *ALIASES])}") from error
+
+
+@functools.cache
+def _names() -> dict[Quantizer, str]:
+    return {quantizer: name for name, quantizer in QUANTIZERS.items()}
+
+
+def _scaled(fmt: str, granularity: str, rule: ScaleRule, *rest: Any, **options: Any) -> Quantizer:
+    spec = ScaleSpec(Granularity.parse(granularity), rule, *rest, **options)
+    return Quantizer(formats.parse(fmt), scale=spec)
+
+
+def _mx() -> Iterator[tuple[str, Quantizer]]:
+    """The float formats of OCP MX v1.0, blocks of 32; FLOOR has the plain name, the other rules are suffixes."""
+    elements = {"mxfp8_e4m3": "e4m3", "mxfp8_e5m2": "e5m2", "mxfp6_e2m3": "e2m3", "mxfp6_e3m2": "e3m2", "mxfp4": "e2m1"}
+    for name, fmt in elements.items():
+        for rule in (ScaleRule.FLOOR, ScaleRule.CEIL, ScaleRule.EVEN, ScaleRule.RCEIL):
+            suffix = "" if rule is ScaleRule.FLOOR else f"_{rule.name.lower()}"
+            yield name + suffix, _scaled(fmt, "1x32", rule, Order.DIVIDE, E8M0, propagate=True)
+
+
+def _nvfp4() -> Iterator[tuple[str, Quantizer]]:
+    """NVFP4: E2M1, an E4M3 factor for each 16 elements, a float32 factor for the tensor. No two orders give the same
+    bits everywhere."""
+    e4m3 = formats.parse("e4m3")
+    engine = (ScaleRule.AMAX, Order.TWO_LEVEL_TRANSFORMER_ENGINE, e4m3)
+    yield "nvfp4", _scaled("e2m1", "1x16", ScaleRule.AMAX, Order.TWO_LEVEL_DIVIDE, e4m3)
+    yield "nvfp4_te", _scaled("e2m1", "1x16", *engine)
+    yield "nvfp4_te_16x16", _scaled("e2m1", "16x16", *engine)
+    yield "nvfp4_torchao", _scaled("e2m1", "1x16", ScaleRule.AMAX, Order.TWO_LEVEL_TORCHAO, e4m3, propagate=True)
+
+
+def _fp8() -> Iterator[tuple[str, Quantizer]]:
+    """FP8 with float32 factors: blocks and per tensor as in Transformer Engine, blocks as in DeepSeek-V3 (divide), per
+    tensor and per row as in torchao (rows with powers of two)."""
+    torchao = {"amax_floor": 1e-12, "propagate": True}
+    for suffix, fmt in (("", "e4m3"), ("_e5m2", "e5m2")):
+        for block in ("1x128", "128x128"):
+            yield f"fp8_{block}{suffix}", _scaled(fmt, block, ScaleRule.AMAX)
+            yield f"fp8_{block}_pow2{suffix}", _scaled(fmt, block, ScaleRule.POWER_OF_TWO_AMAX)
+            yield f"fp8_{block}_divide{suffix}", _scaled(fmt, block, ScaleRule.AMAX, Order.DIVIDE)
+        yield f"fp8_tensor_te{suffix}", _scaled(fmt, "tensor", ScaleRule.AMAX)
+        yield f"fp8_tensor_torchao{suffix}", _scaled(fmt, "tensor", ScaleRule.AMAX, **torchao)
+        yield f"fp8_row_torchao{suffix}", _scaled(fmt, "row", ScaleRule.POWER_OF_TWO_AMAX, **torchao)
+
+
+QUANTIZERS: Mapping[str, Quantizer] = MappingProxyType(dict([*_mx(), *_nvfp4(), *_fp8()]))
+"""The named quantizers with a scale factor. A format's name is the quantizer without one."""
+
+ALIASES: Mapping[str, str] = MappingProxyType({"mxfp8": "mxfp8_e4m3"})
+"""Other names of named quantizers."""

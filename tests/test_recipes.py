@@ -64,7 +64,7 @@ def test_a_short_text_takes_the_defaults() -> None:
         ("e4m3:TO_ODD:clip", "overflow='clip': use one of SATURATE"),
         ("e2m1:TIES_TO_EVEN:INFINITY", "has neither"),
         ("e4m3:STOCHASTIC", "takes no random bits"),
-        ("a:b:c:d", r"expected FORMAT\[:ROUNDING\[:OVERFLOW\]\], got 4 parts"),
+        ("a:b:c:d:e", r"expected FORMAT\[:ROUNDING\[:OVERFLOW\[:SCALE\]\]\], got 5 parts"),
     ],
 )
 def test_a_bad_quantizer_says_what_is_wrong(text: str, message: str) -> None:

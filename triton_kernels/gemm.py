@@ -77,6 +77,8 @@ def _codes(x: torch.Tensor, quantizer: Quantizer | None, what: str) -> torch.Ten
             f"{what} is {x.dtype} without a quantizer, and the Triton kernel multiplies FP8, float16 and bfloat16: "
             f"choose a recipe that casts it, or call under use_backend('simulate')"
         )
+    if quantizer.scale is not None:
+        raise TypeError(f"{what} is quantized by {quantizer}, and the Triton kernel takes no scale factors of operands")
     if quantizer.format not in _DTYPES:
         names = ", ".join(str(fmt) for fmt in _DTYPES)
         raise TypeError(f"{what} is cast to {quantizer.format}, and the Triton kernel multiplies {names}")

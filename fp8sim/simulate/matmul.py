@@ -74,7 +74,8 @@ def gemm(
 
     Args:
         a: [..., M, K]. b: [..., K, N]; leading dimensions broadcast.
-        quantizers: of a and b; None leaves the operand as it is.
+        quantizers: of a and b; None leaves the operand as it is. Scale factors belong to blocks of a [M, K] and of
+            b^T [N, K], so that 1-D blocks and rows run along K; a block of 2 x 3 of b spans 2 of N and 3 of K.
         accumulate: "native" and "float32" are BLAS; "float32.sequential" adds in the order of k.
         dtype: of the result; None is that of `a`.
         layer, name: what `observe` calls this GEMM.
@@ -89,7 +90,7 @@ def gemm(
         raise ValueError(
             f"accumulate={accumulate!r} adds by BLAS, which set_deterministic(True) refuses: use 'float32.sequential'"
         )
-    used = (_quantized(a, quantizers[0]), _quantized(b, quantizers[1]))
+    used = (_quantized(a, quantizers[0]), _quantized(b.mT, quantizers[1]).mT)
     wide = torch.float64 if a.dtype == torch.float64 else torch.float32
     product = _sequential if accumulate == "float32.sequential" else torch.matmul
     result = product(used[0].to(wide), used[1].to(wide))
@@ -102,10 +103,13 @@ def gemm(
 
 
 def _quantized(x: torch.Tensor, quantizer: Quantizer | None) -> torch.Tensor:
-    """`x` on the quantizer's grid. A transposed view is quantized as it lies in memory, which saves a copy."""
+    """x [..., R, K] on the quantizer's grid; blocks of scale factors have their columns along K.
+
+    Without scale factors a transposed view is quantized as it lies in memory, which saves a copy.
+    """
     if quantizer is None:
         return x
-    if x.ndim >= 2 and not x.is_contiguous() and x.mT.is_contiguous():
+    if quantizer.scale is None and not x.is_contiguous() and x.mT.is_contiguous():
         return quantizer(x.mT).mT
     return quantizer(x)
 

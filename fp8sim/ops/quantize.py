@@ -1,0 +1,121 @@
+"""`quantize` for NumPy arrays and torch tensors, and quantized tensors in safetensors files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import torch
+from safetensors.torch import save_file
+
+from fp8sim import backends, quantizers
+from fp8sim.quantizers import QuantizedTensor, Quantizer, unpack
+from fp8sim.scaling import FLOAT32
+
+_FLOAT8 = ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz")
+_METADATA = "fp8sim:"
+
+
+def quantize(x: np.ndarray[Any, Any] | torch.Tensor, quantizer: str | Quantizer) -> QuantizedTensor:
+    """Scale and encode x; `.dequantize()` goes back.
+
+    Args:
+        x: [...], a NumPy array or CPU tensor of float32, float64, float16 or bfloat16. A block's columns run along the
+            last axis; the last block of an axis holds what remains.
+        quantizer: a `Quantizer` or its text: "mxfp8", "nvfp4", "fp8_1x128", ... (`fp8sim.quantizers.QUANTIZERS`), or a
+            format for no scale factor.
+
+    Returns:
+        Codes and scale factors, of the kind of `x`, without gradient. Special values as `Quantizer.quantize` and the
+        quantizer's scale rule say.
+
+    Raises:
+        ValueError: an unknown quantizer, too few axes, a backend other than "simulate".
+        TypeError: not an array or tensor of these dtypes.
+    """
+    parsed = quantizers.parse(quantizer)
+    device = x.device.type if isinstance(x, torch.Tensor) else "cpu"
+    if device != "cpu":
+        raise ValueError(f"x is on {device}: quantize runs on the CPU alone; pass x.cpu()")
+    result: QuantizedTensor = backends.row("quantize", backends.select("quantize", device)).load()(x, parsed)
+    return result
+
+
+def save(path: str | Path, tensors: Mapping[str, QuantizedTensor]) -> None:
+    """Write quantized tensors to a safetensors file.
+
+    A tensor NAME becomes: NAME, its codes, with FP8 codes as that dtype and those below 8 bits packed
+    (`QuantizedTensor.packed`); NAME_scale_inv, its factors if they are float32, else NAME_scale, their codes (E4M3 as
+    that dtype, E8M0 as bytes); NAME_scale_2, the factor of the tensor. All of them multiply codes. The file's metadata
+    has the quantizer, shape and dtype of each as JSON under "fp8sim:NAME".
+
+    Raises:
+        ValueError: two tensors would have the same name.
+    """
+    parts: dict[str, torch.Tensor] = {}
+    metadata = {}
+    for name, quantized in tensors.items():
+        for part, tensor in _to_parts(name, quantized).items():
+            if part in parts:
+                raise ValueError(f"tensors[{name!r}] and another both become {part!r}: rename one")
+            parts[part] = tensor
+        facts = {"quantizer": str(quantized.quantizer), "shape": list(quantized.shape), "dtype": quantized.dtype}
+        metadata[_METADATA + name] = json.dumps(facts)
+    save_file(parts, str(path), metadata)
+
+
+def load(path: str | Path) -> dict[str, QuantizedTensor]:
+    """The quantized tensors, as torch tensors, of a safetensors file that `save` wrote; others in it are left out.
+
+    Raises:
+        ValueError: the file holds no quantized tensor, or parts that do not fit.
+    """
+    with safetensors.safe_open(str(path), framework="pt") as file:
+        metadata = file.metadata() or {}
+        names = [key.removeprefix(_METADATA) for key in metadata if key.startswith(_METADATA)]
+        if not names:
+            raise ValueError(f"{path} has no tensor saved by fp8sim.ops.quantize.save: read it with safetensors")
+        return {name: _from_parts(name, file, json.loads(metadata[_METADATA + name])) for name in names}
+
+
+def _to_parts(name: str, quantized: QuantizedTensor) -> dict[str, torch.Tensor]:
+    quantizer = quantized.quantizer
+    parts = {name: _stored(quantized.packed() if quantized.shape else quantized.codes, str(quantizer.format))}
+    if quantizer.scale is not None:
+        parts[name + _suffix(quantizer)] = _stored(quantized.scales, str(quantizer.scale.store))
+    if quantized.tensor_scale is not None:
+        parts[f"{name}_scale_2"] = _stored(quantized.tensor_scale, str(FLOAT32))
+    return parts
+
+
+def _suffix(quantizer: Quantizer) -> str:
+    return "_scale_inv" if quantizer.scale is not None and quantizer.scale.store == FLOAT32 else "_scale"
+
+
+def _stored(part: Any, fmt: str) -> torch.Tensor:
+    """A tensor of its own memory; codes of an FP8 format that torch and safetensors know, as that dtype."""
+    tensor = torch.tensor(part) if isinstance(part, np.ndarray) else part.detach().clone().contiguous()
+    return tensor.view(getattr(torch, fmt)) if fmt in _FLOAT8 else tensor
+
+
+def _from_parts(name: str, file: Any, facts: dict[str, Any]) -> QuantizedTensor:
+    quantizer, shape = quantizers.parse(facts["quantizer"]), tuple(facts["shape"])
+    bits = quantizer.format.bits
+    codes = _plain(file.get_tensor(name))
+    if bits < 8 and shape:
+        codes = unpack(codes, bits, shape[-1])
+    if tuple(codes.shape) != shape:
+        raise ValueError(f"{name} has codes of shape {list(codes.shape)}: the file's metadata says {list(shape)}")
+    scale = None if quantizer.scale is None else _plain(file.get_tensor(name + _suffix(quantizer)))
+    two = quantizer.scale is not None and quantizer.scale.order.has_two_levels
+    tensor_scale = file.get_tensor(f"{name}_scale_2") if two else None
+    return QuantizedTensor(codes, scale, quantizer, facts["dtype"], tensor_scale)
+
+
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    """FP8 dtypes as bytes."""
+    return tensor.view(torch.uint8) if str(tensor.dtype).removeprefix("torch.") in _FLOAT8 else tensor
