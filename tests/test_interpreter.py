@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from nvidia_header.__main__ import tables
 
-from fp8sim.triton_kernels import boundaries, interpreter, interpreter_checks
+from fp8sim.triton_kernels import boundaries, cast, interpreter, interpreter_checks, matmul
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -74,9 +74,10 @@ def test_narrowing_float32_at_every_boundary(header, target):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("target", NARROW)
-def test_narrowing_every_float32(header, target):
-    for start in range(0, 1 << 32, 1 << 24):
+@pytest.mark.parametrize("part", range(16))
+@pytest.mark.parametrize("target", ["fp8e4nv", "fp8e5"])
+def test_narrowing_every_float32(header, target, part):
+    for start in range(part << 28, (part + 1) << 28, 1 << 24):
         patterns = np.arange(start, start + (1 << 24), dtype=np.uint32)
         actual = boundaries.from_float32(patterns.view(np.float32), target)
         assert_same_codes(actual, header(patterns, "fp32", target), patterns)
@@ -219,6 +220,13 @@ def test_errors_before_it_name_the_remedy_and_imported_kernels_are_switched_over
     assert done.returncode == 0, done.stderr
 
 
+@needs_interpreter
+def test_the_stock_interpreter_is_refused(monkeypatch):
+    monkeypatch.setattr(interpreter, "is_enabled", lambda: False)
+    with pytest.raises(RuntimeError, match=r"TRITON_INTERPRET is set.*interpreter.enable\(\)"):
+        cast.cast(torch.zeros(3), "e4m3")
+
+
 def test_missing_private_name_is_an_error_that_names_triton():
     stock = SimpleNamespace(InterpreterBuilder=SimpleNamespace(cast_impl=None))
     with pytest.raises(RuntimeError, match=rf"Triton {triton.__version__} has no _convert_float.*create_dot"):
@@ -273,8 +281,6 @@ def test_use_dot_replaces_the_sum_of_products():
     def toward_zero(a, b, c):
         seen.append((a.dtype, b.dtype, a.values.shape))
         return np.trunc(a.values @ b.values) + c
-
-    from fp8sim.triton_kernels import matmul
 
     a = torch.full((4, 32), 0.328125).to(torch.bfloat16)
     with interpreter.use_dot(toward_zero):

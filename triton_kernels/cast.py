@@ -217,6 +217,11 @@ def _launch(
 
 def require_device(argument: str, x: torch.Tensor) -> None:
     """RuntimeError unless kernels of this process can run on x's device."""
+    if triton.knobs.runtime.interpret and not interpreter.is_enabled():
+        raise RuntimeError(
+            "TRITON_INTERPRET is set, and Triton's own interpreter converts wrongly: unset it, or call "
+            "fp8sim.triton_kernels.interpreter.enable(), which corrects it"
+        )
     if x.is_cuda or (x.device.type == "cpu" and interpreter.is_enabled()):
         return
     raise RuntimeError(
