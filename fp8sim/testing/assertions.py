@@ -40,10 +40,10 @@ def assert_bitwise_equal(
         wrong &= ~(got.nan() & wanted.nan())
     if not wrong.any():
         return
-    index = _first(wrong)
+    index = first_index(wrong)
     raise AssertionError(
         f"{what}: {int(wrong.sum())} of {wrong.size} elements differ, first at {_place(index)}: "
-        f"got {_describe(got, index, given)}, expected {_describe(wanted, index, given)}"
+        f"got {describe(got, index, given)}, expected {describe(wanted, index, given)}"
     )
 
 
@@ -92,15 +92,8 @@ def assert_codes_close(
     raise AssertionError(
         f"{what}: {mismatches} of {got.size} elements differ, {beyond} beyond max_ulp={max_ulp} "
         f"(allowed to differ: {budget})\n{_histogram(found)}\n"
-        f"worst at {_place(worst)}: got {_describe(a, worst, form)}, expected {_describe(b, worst, form)}"
+        f"worst at {_place(worst)}: got {describe(a, worst, form)}, expected {describe(b, worst, form)}"
     )
-
-
-def first_difference(actual: Array, expected: Array, wrong: Array) -> str:
-    """Where two arrays first differ and what they hold there; `wrong` [...] says where they do."""
-    index = _first(wrong)
-    got, wanted = elements(actual, "actual"), elements(expected, "expected")
-    return f"at {_place(index)}: got {_describe(got, index, None)}, expected {_describe(wanted, index, None)}"
 
 
 class _Distances(NamedTuple):
@@ -158,7 +151,8 @@ def _assert_same_kind(got: Elements, wanted: Elements, what: str) -> None:
         raise AssertionError(f"{what}: got dtype {got.dtype}, expected {wanted.dtype}")
 
 
-def _first(wrong: Array) -> tuple[int, ...]:
+def first_index(wrong: Array) -> tuple[int, ...]:
+    """Where the first True of `wrong` lies."""
     index = int(np.argmax(wrong))
     return tuple(int(i) for i in np.unravel_index(index, wrong.shape))
 
@@ -167,7 +161,7 @@ def _place(index: tuple[int, ...]) -> str:
     return f"[{', '.join(map(str, index))}]" if index else "the only element"
 
 
-def _describe(found: Elements, index: tuple[int, ...], shown: Format | None) -> str:
+def describe(found: Elements, index: tuple[int, ...], shown: Format | None = None) -> str:
     """One element: its bits as a code, its value, and the code of a float value in the format `shown`."""
     word, value = int(found.bits[index]), found.value(index)
     if found.fmt is None and found.dtype != "float64":

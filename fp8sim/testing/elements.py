@@ -122,7 +122,7 @@ def magnitudes(codes: Array, fmt: Format) -> Array:
 def ordinals(codes: Array, fmt: Format) -> Array:
     """[...], signed integers: `Format.ordinal` of each code; meaningless for NaN."""
     magnitude = magnitudes(codes, fmt).astype(np.int32 if fmt.bits <= 16 else np.int64)
-    return np.where(codes & codes.dtype.type(fmt.sign_bit), -magnitude, magnitude)
+    return np.where(codes & codes.dtype.type(fmt.sign_bit), np.negative(magnitude), magnitude)
 
 
 def like(x: Array, takes: str, device: str = "cpu") -> Any:
@@ -140,6 +140,12 @@ def like(x: Array, takes: str, device: str = "cpu") -> Any:
 def decoded(codes: Array, fmt: Format, dtype: str) -> Array:
     """The numbers of codes as a NumPy array of `dtype`, ml_dtypes' bfloat16 included."""
     return casting.decode(codes.astype(casting.code_dtype(fmt)), fmt, dtype=dtype)
+
+
+def widened(x: Array) -> Array:
+    """[...], floats as binary64, exactly; signalling NaN without a warning."""
+    with np.errstate(invalid="ignore"):
+        return x.astype(np.float64)
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:
