@@ -382,8 +382,8 @@ def e8m0_codes(largest: Bits, fmt: Format, rule: ScaleRule) -> NDArray[np.uint8]
             exponent = _ceil_log2(float32_bits(product))
         case _:
             raise ValueError(f"rule={rule.name}: E8M0 codes come from FLOOR, CEIL, EVEN or RCEIL")
-    codes = np.clip(exponent + 127, 0, _E8M0_NAN - 1).astype(np.uint8)
-    return np.where(largest >= _INFINITY_BITS, np.uint8(_E8M0_NAN), codes)
+    codes = np.where(largest == 0, 0, np.clip(exponent + 127, 0, _E8M0_NAN - 1))
+    return np.where(largest < _INFINITY_BITS, codes, _E8M0_NAN).astype(np.uint8)
 
 
 def _floor_log2(bits: Bits) -> NDArray[np.int64]:
@@ -400,8 +400,9 @@ def _ceil_log2(bits: Bits) -> NDArray[np.int64]:
 
 
 def _float32(x: Any) -> Doubles:
-    """Binary64 numbers rounded to float32, ties to even."""
-    return casting.cast(np.asarray(x, np.float64), FLOAT32, overflow="INFINITY")
+    """Magnitudes in binary64 rounded to float32, ties to even; NaN positive, whatever sign the processor gave it."""
+    result: Doubles = np.abs(casting.cast(np.asarray(x, np.float64), FLOAT32, overflow="INFINITY"))
+    return result
 
 
 def _one_level(amax: Doubles, fmt: Format, spec: ScaleSpec) -> Factors:

@@ -69,14 +69,16 @@ def save(path: str | Path, tensors: Mapping[str, QuantizedTensor]) -> None:
 
 
 def load(path: str | Path) -> dict[str, QuantizedTensor]:
-    """The quantized tensors, as torch tensors, of a safetensors file that `save` wrote; others in it are left out.
+    """The quantized tensors, as torch tensors, of a safetensors file that `save` wrote, sorted by name.
+
+    Other tensors in the file are left out.
 
     Raises:
         ValueError: the file holds no quantized tensor, or parts that do not fit.
     """
     with safetensors.safe_open(str(path), framework="pt") as file:
         metadata = file.metadata() or {}
-        names = [key.removeprefix(_METADATA) for key in metadata if key.startswith(_METADATA)]
+        names = sorted(key.removeprefix(_METADATA) for key in metadata if key.startswith(_METADATA))
         if not names:
             raise ValueError(f"{path} has no tensor saved by fp8sim.ops.quantize.save: read it with safetensors")
         return {name: _from_parts(name, file, json.loads(metadata[_METADATA + name])) for name in names}
