@@ -171,9 +171,9 @@ def _powers(
     b_low, b_high = _exponents(operands.b_format, spread - (high - low))
 
     def draw(ends: tuple[int, int], size: tuple[int, int]) -> Array:
-        if ends_only:
-            return np.ldexp(1.0, generator.choice(np.array(ends), size))
-        return np.ldexp(1.0, generator.integers(ends[0], ends[1], size, endpoint=True))
+        drawn = generator.choice(ends, size) if ends_only else generator.integers(*ends, size, endpoint=True)
+        powers: Array = np.ldexp(1.0, drawn)
+        return powers
 
     return draw((low, high), (m, k)), draw((b_low, b_high), (k, n))
 
@@ -197,7 +197,8 @@ def _numbers(fmt: Format, shape: tuple[int, int]) -> Array:
     numbers = decoded(codes, fmt, "float64")
     if fmt.signed:
         numbers = np.concatenate([numbers, -numbers[1:]])
-    return np.resize(np.random.default_rng(0).permutation(numbers), shape)
+    mixed: Array = np.resize(np.random.default_rng(0).permutation(numbers), shape)
+    return mixed
 
 
 def _shifts(rows: int, k: int) -> Iterator[tuple[int, str]]:
@@ -221,6 +222,6 @@ def _has(fmt: Format, value: float) -> bool:
 
 
 def _with(x: Array, at: tuple[int, int], value: float) -> Array:
-    changed = x.copy()
+    changed: Array = x.copy()
     changed[at] = value
     return changed

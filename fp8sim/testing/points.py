@@ -8,11 +8,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from fp8sim.formats import Format
+from fp8sim.formats import FORMATS, Format
 from fp8sim.testing.elements import Array, decoded, like, numpy_dtype, widened
 
 RANDOM_PATTERNS = 1 << 14
 """Random bit patterns of the source dtype among the points."""
+
+_DISTANCES = (10, 13, 26)
+"""x * (1 + 2^-d) is x in bfloat16 for d = 10, in float16 too for 13, in float32 too for 26: double rounding shows."""
 
 _MOST_CODES = 1 << 16
 """Formats with more magnitude codes are sampled: both ends and an even spread."""
@@ -38,7 +41,7 @@ def points(fmt: Format, dtype: str) -> dict[str, Array]:
         "subnormal numbers of the format": _exact(normal[subnormal], dtype),
         "normal numbers of the format": _exact(normal[~subnormal & (normal > 0)], dtype),
         "midpoints between numbers": _exact(middle, dtype),
-        "neighbours of midpoints": _neighbours(_rounded(middle, dtype)),
+        "neighbours of midpoints": _near(_rounded(middle, dtype)),
         "neighbours of binade edges": _neighbours(_rounded(normal[np.frexp(normal)[0] == 0.5], dtype)),
         "magnitudes below the smallest number": _below_smallest(fmt, dtype),
         "the overflow threshold and beyond": _beyond_largest(fmt, dtype),
@@ -95,6 +98,19 @@ def _neighbours(x: Array) -> Array:
     bits = x.view(f"u{x.dtype.itemsize}")
     around: Array = np.concatenate([bits[bits > 0] - 1, bits + 1]).astype(bits.dtype).view(x.dtype)
     return around
+
+
+def _near(x: Array) -> Array:
+    """The neighbours of each of `x` >= 0, and numbers so near that a narrower float than the dtype rounds them to x."""
+    bits = x.view(f"u{x.dtype.itemsize}")
+    fraction_bits = 52 if x.dtype.itemsize == 8 else FORMATS[x.dtype.name].mantissa_bits
+    near = [_neighbours(x)]
+    for distance in _DISTANCES:
+        step = fraction_bits - distance
+        if step > 0:
+            jump = bits.dtype.type(1 << step)
+            near += [(bits + jump).view(x.dtype), (bits[bits >= jump] - jump).view(x.dtype)]
+    return np.concatenate(near)
 
 
 def _below_smallest(fmt: Format, dtype: str) -> Array:
