@@ -75,7 +75,7 @@ def register(name: str, suite: str, build: Callable[[int], Work], **at_least: tu
 
 
 def sample(size: int, largest: float, smallest_normal: float) -> Array:
-    """float32: normal numbers, half of them scaled so that 2.5 % overflow, every fortieth to the smallest normal one."""
+    """float32: normal numbers, half of them scaled so that 2.5 % overflow, every fortieth to below the smallest."""
     x = np.random.default_rng(0).standard_normal(size, dtype=np.float32)
     x[::40] *= np.float32(smallest_normal)
     x.reshape(-1, 4)[:, 2:] *= np.float32(largest / 2.24)
