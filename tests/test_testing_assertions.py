@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from fp8sim import casting
+from fp8sim import casting, interop
 from fp8sim.formats import FORMATS, parse
 from fp8sim.testing import assert_bitwise_equal, assert_codes_close
 from fp8sim.testing.elements import infinite_codes, nan_codes, ordinals
@@ -62,6 +62,7 @@ def test_bitwise_takes_arrays_of_every_library():
     assert_bitwise_equal(torch.from_numpy(values).bfloat16(), values.astype(ml_dtypes.bfloat16))
     assert_bitwise_equal(narrow, casting.encode(values, "e4m3"), "e4m3")
     assert_bitwise_equal(np.float32(1.5), torch.tensor(1.5))
+    assert_bitwise_equal(interop.pack_float4(np.uint8([[1, 2]])), np.uint8([[1, 2]]), "e2m1")
     assert_bitwise_equal(torch.zeros(2, 0), np.zeros((2, 0), np.float32))
     assert_bitwise_equal(np.arange(3), torch.arange(3))
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fp8sim import casting
+from fp8sim import casting, interop
 from fp8sim.formats import parse
 from fp8sim.ops.matmul import matmul
 from fp8sim.testing import check_gemm
@@ -61,6 +61,15 @@ def test_codes_and_narrow_dtypes_pass(operands, takes):
         return a.float() @ b.float() if takes == "torch" else a.astype(np.float32) @ b.astype(np.float32)
 
     check_gemm(gemm, a_format="e5m2", b_format="e4m3", operands=operands, takes=takes, shapes=SMALL)
+
+
+def test_packed_float4_passes():
+    def gemm(a, b):
+        assert a.dtype is torch.float4_e2m1fn_x2
+        x, y = (casting.decode(interop.unpack_float4(packed)[0], "e2m1") for packed in (a, b.T))
+        return x @ y.T
+
+    check_gemm(gemm, a_format="e2m1", operands="native", shapes=((16, 16, 16), (5, 3, 34)))
 
 
 @pytest.mark.parametrize("output", ["bfloat16", "float16", "float64"])

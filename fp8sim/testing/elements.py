@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import torch
 
-from fp8sim import casting, formats
+from fp8sim import casting, formats, interop
 from fp8sim.formats import FORMATS, Format, Nan
 
 Array = np.ndarray[Any, Any]
@@ -71,6 +71,9 @@ def numpy_of(x: Any, argument: str) -> tuple[Array, str]:
     if isinstance(x, torch.Tensor):
         name = str(x.dtype).removeprefix("torch.")
         x = x.detach().cpu().resolve_neg()
+        if name == "float4_e2m1fn_x2":
+            codes, fmt = interop.unpack_float4(x)
+            return codes.numpy(), fmt.name
         if name == "bfloat16" or name.startswith("float8"):
             x = x.view(torch.uint16 if name == "bfloat16" else torch.uint8)
         return x.numpy(), name

@@ -54,7 +54,8 @@ def check_gemm(
         a_format, b_format: of the operands, with zero; b_format defaults to a_format.
         shapes: M, N, K of the products: name those around the kernel's tiles, and only those that it takes.
         takes: what it gets, NumPy arrays or torch tensors.
-        operands: "values": numbers in float32. "codes": integers. "native": the dtype of torch or ml_dtypes.
+        operands: "values": numbers in float32. "codes": integers. "native": the dtype of torch or ml_dtypes; of
+            float4_e2m1fn, torch's packed float4_e2m1fn_x2, a [M, K / 2] and b [K / 2, N], in memory as its transpose.
         output: dtype of the result: float32, float64, float16 or bfloat16, rounded once from the accumulator.
         a_scale_block, b_scale_block: rows and columns that share a float32 factor, None for all of them: (None, None)
             per tensor, (1, None) and (None, 1) per row of a and column of b, (1, 32) and (32, 1) for MX blocks,
@@ -134,8 +135,8 @@ class _Subject:
     def run(self, case: Case, transposed: bool) -> Array:
         """The result, [M, N] in the output dtype; AssertionError if it is of another kind."""
         __tracebackhide__ = True
-        given = [self.operand(case.a, self.parts.a_format, transposed)]
-        given += [self.operand(case.b, self.parts.b_format, transposed)]
+        given = [self.operand(case.a, self.parts.a_format, transposed=transposed)]
+        given += [self.operand(case.b.T, self.parts.b_format, transposed=not transposed).T]
         given += [like(x, self.takes, self.device) for x in (case.a_scale_inv, case.b_scale_inv) if x is not None]
         try:
             with np.errstate(all="ignore"):
@@ -149,17 +150,20 @@ class _Subject:
             raise AssertionError(f"{self.where(case)}: got {got}, expected {self.output} {[m, n]}")
         return found.bits.view(numpy_dtype(self.output))
 
-    def operand(self, x: Array, fmt: Format, transposed: bool) -> Any:
-        """Numbers of `fmt` as the GEMM takes them, in memory as they are or transposed."""
+    def operand(self, x: Array, fmt: Format, *, transposed: bool) -> Any:
+        """Numbers [R, K] of `fmt` as the GEMM takes them, in memory as they are or transposed."""
         codes = casting.encode(x, fmt, overflow="INFINITY" if fmt.infinity else "SATURATE")
         codes = np.ascontiguousarray(codes.T).T if transposed else codes
         if self.operands == "codes":
             return like(codes, self.takes, self.device)
-        if self.operands == "native" and self.takes == "numpy":
+        native = self.operands == "native"
+        if native and self.takes == "numpy":
             return interop.to_ml_dtypes(codes, fmt)
-        if self.operands == "native" and fmt.bits == 8:
+        if native and fmt == FORMATS["float4_e2m1fn"]:
+            return interop.pack_float4(like(codes, self.takes, self.device))
+        if native and fmt.name not in _OUTPUTS:
             return interop.to_torch_float8(like(codes, self.takes, self.device), fmt)
-        dtype = fmt.name if self.operands == "native" else "float32"
+        dtype = fmt.name if native else "float32"
         values = decoded(codes.T, fmt, dtype).T if transposed else decoded(codes, fmt, dtype)
         return like(values, self.takes, self.device)
 
