@@ -69,7 +69,7 @@ def cast(
     dtype = _dtype_of(x, "x", _FLOATS)
     source = _memory(x, "x")
     result = _empty(x, dtype) if out is None else out
-    target = source if out is x else _memory(result, "out")
+    target = _memory(result, "out")
     if out is not None:
         _check_out(x, out, source, target)
     _run(_core.cast, source, target, (dtype, conversion), random)

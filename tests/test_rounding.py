@@ -19,9 +19,11 @@ from boundaries import (
     random_integers,
     widened,
 )
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 from fp8sim import _core, casting
-from fp8sim.formats import Format, p3109, parse
+from fp8sim.formats import Format, Nan, p3109, parse
 from fp8sim.rounding import NO_CODE, Conversion, Overflow, Rounding, member, resolve
 
 STREAM = {"seed": 2**63 + 11, "stream": 2**64 - 3, "offset": 2**64 - 1000}
@@ -164,3 +166,54 @@ def test_only_stochastic_modes_are_stochastic() -> None:
         "STOCHASTIC_B",
         "STOCHASTIC_EQUAL",
     ]
+
+
+# Any format at all.
+
+
+@st.composite
+def any_formats(draw: st.DrawFn) -> Format:
+    """Every combination of fields that describes a format."""
+    signed = draw(st.booleans())
+    bits = draw(st.integers(2, 32)) - signed
+    exponent_bits = draw(st.integers(1, max(1, min(bits, 16))))
+    mantissa_bits = min(max(bits - exponent_bits, 0), 23)
+    nan = draw(st.sampled_from(Nan))
+    infinity = nan is Nan.IEEE or draw(st.booleans())
+    bias = draw(st.one_of(st.integers(-200, 300), st.integers(-32768, 32768)))
+    zero = signed or mantissa_bits > 0 or draw(st.booleans())
+    try:
+        return Format(
+            "any", exponent_bits, mantissa_bits, bias, nan, infinity, signed, zero, not infinity and bias % 2 == 0
+        )
+    except ValueError:
+        assume(False)
+        raise
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    fmt=any_formats(),
+    mode=st.sampled_from(Rounding),
+    overflow=st.sampled_from(Overflow),
+    value=st.floats(),
+    code=st.integers(0),
+    step=st.integers(-2, 2),
+    bits=st.integers(1, 32),
+)
+def test_any_format_at_all(
+    fmt: Format, mode: Rounding, overflow: Overflow, value: float, code: int, step: int, bits: int
+) -> None:
+    assume(oracle.represents(fmt, overflow))
+    near = fmt.to_float(code % (fmt.max_code + 1)) * (1 + step * 2.0**-fmt.mantissa_bits / 4)
+    with np.errstate(all="ignore"):
+        arrays = [np.array([value, near, -near]).astype(dtype) for dtype in (np.float64, np.float32, np.float16)]
+    options = {"rounding": mode, "overflow": overflow, **arguments_for(mode, bits)}
+    random = random_integers(3, arguments_for(mode, bits)) if mode.is_stochastic else [0, 0, 0]
+    for x in arrays:
+        codes = casting.encode(x, fmt, **options)
+        numbers = bits_of(casting.cast(x, fmt, **options))
+        for k, single in enumerate(x.tolist()):
+            expected = oracle.encode(single, fmt, mode, overflow, int(random[k]), bits)
+            assert codes[k] == expected, (fmt, single)
+            assert numbers[k] == oracle.decode(expected, fmt, x.dtype.name), (fmt, single)
