@@ -7,7 +7,8 @@ named one, add one entry to `QUANTIZERS`.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     _Array = TypeVar("_Array", np.ndarray[Any, Any], torch.Tensor)
 
-_FLOATS = ("float32", "float64", "float16", "bfloat16")
+_PATTERNS = {"float32": "uint32", "float64": "float64", "float16": "uint16", "bfloat16": "uint16"}
 
 
 @dataclass(frozen=True)
@@ -88,25 +89,49 @@ class Quantizer:
         bits, granularity = scaling.float32_bits(x), self.scale.granularity
         blocks = granularity.split(bits)
         factors = scaling.factors(scaling.block_amax(blocks), self.format, self.scale)
-        values = casting.decode(blocks, FLOAT32, dtype="float64")
-        product = _apply(values, factors.applied[..., :, None, :, None], divide=self.scale.order.divides)
-        if not self.scale.fused:
-            product = casting.cast(product, FLOAT32, overflow="INFINITY")
-        codes = casting.encode(product, self.format, rounding=self.rounding, overflow=self.overflow)
+        codes = _in_slabs(self._block_codes, blocks, factors.applied, casting.code_dtype(self.format))
         codes = scaling.like(granularity.join(codes, bits.shape), x)
         scales = scaling.like(factors.stored.reshape(granularity.scale_shape(bits.shape)), x)
         tensor = None if factors.tensor is None else scaling.like(factors.tensor, x)
         return QuantizedTensor(codes, scales, self, _float_name(x.dtype), tensor)
 
+    def _block_codes(self, bits: NDArray[Any], factors: NDArray[np.float64]) -> NDArray[Any]:
+        """Codes of the float32 patterns `bits`, which `factors` broadcast against."""
+        assert self.scale is not None
+        product = _apply(casting.decode(bits, FLOAT32, dtype="float64"), factors, divide=self.scale.order.divides)
+        if not self.scale.fused:
+            product = casting.cast(product, FLOAT32, overflow="INFINITY")
+        return casting.encode(product, self.format, rounding=self.rounding, overflow=self.overflow)
+
 
 def _float_name(dtype: Any) -> str:
     """The name that NumPy, ml_dtypes and torch share of a dtype, given as one or by name. TypeError if no float."""
     name = str(dtype).removeprefix("torch.")
-    if name not in _FLOATS and not str(dtype).startswith("torch."):
+    if name not in _PATTERNS and not str(dtype).startswith("torch."):
         name = np.dtype(dtype).name
-    if name not in _FLOATS:
-        raise TypeError(f"dtype={dtype!r}: use one of {', '.join(_FLOATS)}")
+    if name not in _PATTERNS:
+        raise TypeError(f"dtype={dtype!r}: use one of {', '.join(_PATTERNS)}")
     return name
+
+
+def _in_slabs(
+    function: Callable[[NDArray[Any], NDArray[np.float64]], NDArray[Any]],
+    blocks: NDArray[Any],
+    factors: NDArray[np.float64],
+    dtype: str,
+) -> NDArray[Any]:
+    """function(blocks, factors) for blocks [..., R, rows, C, columns] and factors [..., R, C], some rows at a time.
+
+    What binary64 needs then stays in the cache: about twice as fast as the whole at once.
+    """
+    count, *shape = math.prod(blocks.shape[:-3]), *blocks.shape[-3:]
+    rows, spread = blocks.reshape(count, *shape), factors.reshape(count, 1, shape[1], 1)
+    result = np.empty(rows.shape, dtype)
+    step = max(1, (1 << 16) // max(1, math.prod(shape)))
+    for start in range(0, count, step):
+        slab = slice(start, start + step)
+        result[slab] = function(rows[slab], spread[slab])
+    return result.reshape(blocks.shape)
 
 
 def _apply(values: NDArray[np.float64], factors: NDArray[np.float64], *, divide: bool) -> NDArray[np.float64]:
@@ -196,9 +221,12 @@ class QuantizedTensor:
             return casting.decode(self.codes, fmt, dtype=name)
         granularity = self.quantizer.scale.granularity
         codes = granularity.split(np.asarray(self.codes))
-        factors = granularity.spread(self.scale_inv(), self.shape)
-        values = _apply(casting.decode(codes, fmt, dtype="float64"), factors, divide=False)
-        return _to_dtype(granularity.join(values, self.shape), name, self.codes)
+
+        def numbers(codes: NDArray[Any], factors: NDArray[np.float64]) -> NDArray[Any]:
+            return _rounded(_apply(casting.decode(codes, fmt, dtype="float64"), factors, divide=False), name)
+
+        blocks = _in_slabs(numbers, codes, self.scale_inv(), _PATTERNS[name])
+        return _as_dtype(granularity.join(blocks, self.shape), name, self.codes)
 
 
 def _decode_scales(scales: Any, store: Format) -> NDArray[np.float64]:
@@ -207,16 +235,22 @@ def _decode_scales(scales: Any, store: Format) -> NDArray[np.float64]:
     return casting.decode(codes.view(np.uint32) if store == FLOAT32 else codes, store, dtype="float64")
 
 
-def _to_dtype(values: NDArray[np.float64], name: str, kind: Any) -> Any:
-    """`values` rounded once to the dtype of that name, as an array or tensor, whichever `kind` is."""
-    if name == "float64":
-        return scaling.like(values, kind)
-    bits = scaling.like(casting.encode(values, name, overflow="INFINITY"), kind)
-    if isinstance(bits, np.ndarray):
-        return casting.decode(bits, name, dtype=name)
-    import torch
+def _rounded(values: NDArray[np.float64], name: str) -> NDArray[Any]:
+    """`values` rounded once to the dtype of that name: patterns, but for float64."""
+    return values if name == "float64" else casting.encode(values, name, overflow="INFINITY")
 
-    return bits.view(getattr(torch, name))
+
+def _as_dtype(bits: NDArray[Any], name: str, kind: Any) -> Any:
+    """What `_rounded` made, in the dtype of that name, as an array or tensor, whichever `kind` is."""
+    if not isinstance(kind, np.ndarray):
+        import torch
+
+        return torch.from_numpy(bits).view(getattr(torch, name))
+    if name == "bfloat16":
+        import ml_dtypes
+
+        return bits.view(ml_dtypes.bfloat16)
+    return bits.view(name)
 
 
 def quantize(x: _Array, quantizer: Quantizer) -> QuantizedTensor:

@@ -307,7 +307,14 @@ def amax(x: _Array, granularity: str | Granularity) -> _Array:
 
 
 def float32_bits(x: Any) -> Bits:
-    """The float32 patterns [...] of an array or CPU tensor of floats, float64 rounded with ties to even."""
+    """The float32 patterns [...] of an array or CPU tensor of floats, float64 rounded with ties to even.
+
+    C-contiguous; the memory of `x` itself where that is possible.
+    """
+    if isinstance(x, np.ndarray) and x.dtype == np.float32:
+        return np.asarray(x, np.float32, order="C").view(np.uint32)
+    if str(getattr(x, "dtype", "")) == "torch.float32" and x.device.type == "cpu" and str(x.layout) == "torch.strided":
+        return float32_bits(x.detach().resolve_neg().numpy())
     return np.asarray(casting.encode(x, FLOAT32, overflow="INFINITY"))
 
 
@@ -325,7 +332,10 @@ def block_amax(blocks: Bits) -> Bits:
 
     Patterns without sign count upwards: numbers, infinity, NaN. Every NaN becomes the same.
     """
-    largest: Bits = (blocks & np.uint32(0x7FFFFFFF)).max(axis=(-3, -1))
+    magnitudes = (blocks & np.uint32(0x7FFFFFFF)).ravel()
+    if magnitudes.size:  # several times as fast as max(axis=-1)
+        magnitudes = np.maximum.reduceat(magnitudes, np.arange(0, magnitudes.size, blocks.shape[-1]))
+    largest: Bits = magnitudes.reshape(blocks.shape[:-1]).max(axis=-2)
     return np.where(largest > _INFINITY_BITS, np.uint32(0x7FC00000), largest)
 
 

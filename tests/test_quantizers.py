@@ -166,6 +166,23 @@ def test_the_error_is_at_most_half_an_ulp_times_the_factor_where_nothing_saturat
     assert (error[inside] <= (ulp * factor * (0.5 + 1e-5))[inside]).all()
 
 
+def test_results_do_not_depend_on_the_process_flushing_subnormals() -> None:
+    x = torch.from_numpy(np.concatenate([SPECIALS, sample((5, 7), spread=140)]))
+    expected = [fp8sim.quantize(x, name) for name in QUANTIZERS]
+    numbers = [q.dequantize() for q in expected]
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor does not flush subnormals")
+    try:
+        actual = [fp8sim.quantize(x, name) for name in QUANTIZERS]
+        again = [q.dequantize() for q in actual]
+    finally:
+        torch.set_flush_denormal(False)
+    for ours, theirs in zip(actual, expected, strict=True):
+        for a, b in zip(parts(ours), parts(theirs), strict=True):
+            assert a.numpy().tobytes() == b.numpy().tobytes()
+    assert all(a.numpy().tobytes() == b.numpy().tobytes() for a, b in zip(again, numbers, strict=True))
+
+
 # Special values
 
 

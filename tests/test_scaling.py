@@ -94,6 +94,16 @@ def test_float32_factors_are_those_of_the_equations(fmt: str, spec: ScaleSpec) -
     assert same(found.applied, [applied for _, applied in expected])
 
 
+def check_two_levels(bits: NDArray[np.uint32], fmt: Format, spec: ScaleSpec) -> None:
+    found = scaling.factors(bits, fmt, spec)
+    expected = scale_oracle.factors({(i,): x for i, x in enumerate(numbers(bits))}, fmt, spec)
+    assert found.tensor is not None
+    assert same(found.tensor.reshape(1), [expected.tensor])
+    assert found.stored.tolist() == list(expected.codes.values())
+    # dividing by infinity makes the zero that the definition wants where the factor is zero
+    assert same(found.applied, [math.inf if spec.order.divides and x == 0 else x for x in expected.applied.values()])
+
+
 @pytest.mark.parametrize("order", [order for order in Order if order.has_two_levels])
 @pytest.mark.parametrize("propagate", [False, True])
 def test_two_level_factors_are_those_of_the_equations(order: Order, propagate: bool) -> None:
@@ -102,13 +112,20 @@ def test_two_level_factors_are_those_of_the_equations(order: Order, propagate: b
     blocks = boundaries(fmt)[::7]
     for whole in (0, 1, 0x7FFFFF, 0x2F000001, 0x3F7FFFFF, 0x45280000, 0x7F7FFFFF, 0x7F800000, 0x7FC00000):
         bits = np.append(blocks[blocks < whole][::5], [0, whole]).astype(np.uint32)
-        found = scaling.factors(bits, fmt, spec)
-        expected = scale_oracle.factors({(i,): x for i, x in enumerate(numbers(bits))}, fmt, spec)
-        assert found.tensor is not None
-        assert same(found.tensor.reshape(1), [expected.tensor])
-        assert found.stored.tolist() == list(expected.codes.values())
-        applied = [math.inf if order.divides and x == 0 else x for x in expected.applied.values()]
-        assert same(found.applied, applied)
+        check_two_levels(bits, fmt, spec)
+
+
+@pytest.mark.parametrize("order", [order for order in Order if order.has_two_levels])
+def test_two_level_factors_at_the_ties_of_the_blocks_format(order: Order) -> None:
+    """amax of blocks so near to ties of E4M3 that each rounding on the way decides."""
+    fmt, store = formats.parse("e2m1"), formats.parse("e4m3")
+    spec = ScaleSpec(Granularity(1, 1), ScaleRule.AMAX, order, store)
+    ties = np.array([float(store.value(c) + store.value(c + 1)) / 2 for c in range(store.max_code)])
+    for whole in np.array([2688.0, 5.3, 1.7e-3, 77.7e8], np.float32):
+        exact = (ties * float(whole) / 448).astype(np.float32).view(np.uint32)
+        around = (exact[:, None] + np.arange(-2, 3)).ravel().astype(np.uint32)
+        bits = np.append(around[around < whole.view(np.uint32)], whole.view(np.uint32))
+        check_two_levels(bits, fmt, spec)
 
 
 def test_factors_do_not_depend_on_the_process_flushing_subnormals() -> None:
