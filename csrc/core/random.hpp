@@ -1,7 +1,7 @@
 // Random bits: Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011).
 //
 // Key: the seed, low word first. Counter: words 0 and 1 are j, words 2 and 3 the stream, low words first. Element e of
-// a tensor (row-major index plus offset, modulo 2^64) takes word (e / 16) mod 4 of counter j = 16 * (e / 64) + e mod 16:
+// a tensor (row-major index plus offset, modulo 2^64) takes word (e / 16) mod 4 of counter j = 16 (e / 64) + e mod 16:
 //
 //     e       0..15   16..31   32..47   48..63 | 64..79 ...
 //     j       0..15    0..15    0..15    0..15 | 16..31 ...
@@ -46,7 +46,8 @@ FP8SIM_HD PhiloxState philox_counter(uint64_t j, uint64_t stream) {
 // The 32 random bits of one element.
 FP8SIM_HD uint32_t random_word(uint64_t seed, uint64_t stream, uint64_t element) {
     const uint64_t j = 16 * (element / 64) + element % 16;
-    const PhiloxState words = philox(philox_counter(j, stream), static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));
+    const uint32_t key0 = static_cast<uint32_t>(seed), key1 = static_cast<uint32_t>(seed >> 32);
+    const PhiloxState words = philox(philox_counter(j, stream), key0, key1);
     return words.word[(element / 16) % 4];
 }
 

@@ -1,9 +1,9 @@
 // Conversion between binary32 or binary64 and the codes of any format: the arithmetic, in integers.
 //
-// One source for every backend. `Word` is uint32_t (binary32) or uint64_t (binary64), or a vector of either (`Lanes` in
-// csrc/cpu), on which operators and ?: work lane by lane; the CUDA kernels use the scalars. Nothing branches on data, no
-// result depends on the floating-point environment (rounding mode, flushing of subnormals), and policies are read from
-// `Conversion`.
+// One source for every backend. `Word` is uint32_t (binary32) or uint64_t (binary64), or a vector of either (`Lanes`
+// in csrc/cpu), on which operators and ?: work lane by lane; the CUDA kernels use the scalars. Nothing branches on
+// data, no result depends on the floating-point environment (rounding mode, flushing of subnormals), and policies are
+// read from `Conversion`.
 //
 // Encoding follows the order of P3109 v4.0, 4.6: round the magnitude with unbounded exponent, decide overflow, add the
 // sign. A *counting code* is a magnitude code plus `offset`: 0 is zero, and counting codes go up with the magnitude,
@@ -52,6 +52,7 @@ struct Layout {
     static constexpr Element kSignMask = Element{1} << (8 * sizeof(Element) - 1);
     static constexpr Element kInfinity = Element{kLargestField} << kFractionBits;
     static constexpr Element kOne = Element{kBias} << kFractionBits;
+    static constexpr Element kShiftedOne = kOne + (Element{kFractionBits} << kFractionBits);  // 2^F
     static constexpr Element kQuietNan = kInfinity | (kHidden >> 1);
     // A significand with its guard bit is below 2^(F + 2), less than half of 2^kAllShiftedOut.
     static constexpr int kAllShiftedOut = kFractionBits + 3;
@@ -118,7 +119,7 @@ template <class Word>
 FP8SIM_HD Word float_of_fraction(Word fraction) {
     using L = LayoutOf<Word>;
     using Float = typename WordTypes<Word>::Float;
-    const Word shifted_one = broadcast<Word>(L::kOne + (typename WordTypes<Word>::Element{L::kFractionBits} << L::kFractionBits));
+    const Word shifted_one = broadcast<Word>(L::kShiftedOne);
     const Word bits = bit_cast<Word>(bit_cast<Float>(shifted_one | fraction) - bit_cast<Float>(shifted_one));
     return bits & ~L::kSignMask;  // 0 is -0 where the environment rounds down
 }

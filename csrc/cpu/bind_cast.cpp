@@ -29,7 +29,8 @@ void check(const Operand& operand) {
         refuse(argument + " has items of " + std::to_string(operand.array.itemsize()) + " bytes: expected " +
                operand.dtype.name);
     }
-    if (!(operand.array.flags() & py::array::c_style)) refuse(argument + " is not C-contiguous: pass a contiguous copy");
+    const bool is_contiguous = (operand.array.flags() & py::array::c_style) != 0;
+    if (!is_contiguous) refuse(argument + " is not C-contiguous: pass a contiguous copy");
     if (address % operand.dtype.bytes != 0) refuse(argument + " is not aligned: pass an aligned copy");
 }
 

@@ -17,7 +17,8 @@ constexpr int kMostThreads = 1024;
 
 void set_threads(int count) {
     if (count < 1 || count > kMostThreads) {
-        throw py::value_error("count=" + std::to_string(count) + ": expected 1 to " + std::to_string(kMostThreads) + " threads");
+        const std::string most = std::to_string(kMostThreads);
+        throw py::value_error("count=" + std::to_string(count) + ": expected 1 to " + most + " threads");
     }
     set_num_threads(count);
 }

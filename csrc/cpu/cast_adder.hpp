@@ -1,7 +1,7 @@
 // Rounding by the adder of the floating-point unit: the fast path of most formats.
 //
-// With E the exponent of |x|, at least emin, C = 2^(E + F - M) has an ulp of 2^(E - M), which is the format's spacing at
-// x, so the sum |x| + C is x rounded to the format, ties to even, carry into the next binade included:
+// With E the exponent of |x|, at least emin, C = 2^(E + F - M) has an ulp of 2^(E - M), which is the format's spacing
+// at x, so the sum |x| + C is x rounded to the format, ties to even, carry into the next binade included:
 //
 //     (|x| + C) - C              is the rounded magnitude, exactly
 //     bits(|x| + C) - bits(C)    is its significand in units of the spacing, whence its counting code
@@ -65,7 +65,7 @@ FP8SIM_HD auto adder_rounds_away(Lanes<uint32_t> magnitude, Lanes<uint32_t> expo
     const Word left = (Word{} + (9 + adder.mantissa_bits) - binades_below) & 31;  // 32 - shift
     const Word fraction = ((magnitude & L::kFractionMask) | L::kHidden) << left;
 
-    const Word shifted_one = broadcast<Word>(L::kOne + (uint32_t{L::kFractionBits} << L::kFractionBits));
+    const Word shifted_one = broadcast<Word>(L::kShiftedOne);
     const Float units = bit_cast<Float>(magnitude) * bit_cast<Float>(broadcast<Word>(adder.units));
     const Word far_fraction = bit_cast<Word>(units + bit_cast<Float>(shifted_one)) - shifted_one;
     return (units < bit_cast<Float>(shifted_one) ? far_fraction : fraction) > threshold;

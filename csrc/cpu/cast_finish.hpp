@@ -13,12 +13,12 @@ enum class Finish {
     kSaturate,              // what exceeds the largest number becomes it; NaN has the sign of x
     kSaturateUnsignedNan,   // as before, but both NaN give the same
     kSaturateUnsignedZero,  // as before, and zero has no sign
-    kOverflow,              // what exceeds the largest number has a value of its own (infinity or NaN); all have the sign of x
+    kOverflow,              // what exceeds the largest number becomes infinity or NaN; all have the sign of x
     kAny,
 };
 
-// The kinds that need no comparison with the largest number: x is clamped to it beforehand, since it rounds to itself in
-// every mode.
+// The kinds that need no comparison with the largest number: x is clamped to it beforehand, since it rounds to itself
+// in every mode.
 constexpr bool is_saturating(Finish finish) { return finish <= Finish::kSaturateUnsignedZero; }
 
 template <class Element>

@@ -176,7 +176,8 @@ bool try_fast(const Element* x, const uint32_t* random, To* to, int64_t count, c
 }
 
 template <Rounding mode, class Element>
-void encode_in_mode(const Element* x, const uint32_t* random, uint32_t* codes, int64_t count, const Plan<Element>& plan) {
+void encode_in_mode(
+    const Element* x, const uint32_t* random, uint32_t* codes, int64_t count, const Plan<Element>& plan) {
     if (try_fast<mode, true>(x, random, codes, count, plan)) return;
     const Conversion& c = plan.conversion;
     if (reach_of<Element>(c) == Reach::kWithin) {
@@ -197,7 +198,8 @@ void encode_stage(const Element* x, const uint32_t* random, uint32_t* codes, int
 
 // From numbers to numbers, where the plan has a fast way.
 template <class Element>
-bool try_cast_stage(const Element* x, const uint32_t* random, Element* numbers, int64_t count, const Plan<Element>& plan) {
+bool try_cast_stage(
+    const Element* x, const uint32_t* random, Element* numbers, int64_t count, const Plan<Element>& plan) {
     switch (plan.mode) {
 #define FP8SIM_CASE(mode) \
     case mode: return try_fast<mode, false>(x, random, numbers, count, plan);

@@ -19,7 +19,7 @@ struct DecodeTable {
     bool pays;
 };
 
-static DecodeTable decode_table_of(const Conversion& c) {
+inline DecodeTable decode_table_of(const Conversion& c) {
     uint8_t codes[kByteCodes];
     for (int code = 0; code < kByteCodes; ++code) codes[code] = static_cast<uint8_t>(code);
     DecodeTable table;
@@ -54,7 +54,7 @@ FP8SIM_HD int64_t look_up_all(const uint8_t* codes, uint32_t* numbers, int64_t c
     __m512i halves[8];
     for (int k = 0; k < 8; ++k) {
         uint16_t part[kStep];
-        for (int lane = 0; lane < kStep; ++lane) part[lane] = static_cast<uint16_t>(table.number[k * kStep + lane] >> 16);
+        for (int lane = 0; lane < kStep; ++lane) part[lane] = table.number[k * kStep + lane] >> 16;
         halves[k] = _mm512_loadu_si512(part);
     }
     int64_t i = 0;

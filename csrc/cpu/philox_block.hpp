@@ -41,8 +41,8 @@ FP8SIM_HD PhiloxLanes lane_numbers() {
 FP8SIM_HD void store_random(uint32_t* to, PhiloxLanes first, PhiloxLanes second, int random_bits) {
     Lanes<uint32_t> low_halves = {};
     for (int lane = 0; lane < kLanes<uint32_t>; ++lane) low_halves[lane] = 2 * lane;
-    const auto words = __builtin_shuffle(bit_cast<Lanes<uint32_t>>(first), bit_cast<Lanes<uint32_t>>(second), low_halves);
-    store<uint32_t>(to, words >> (32 - random_bits));
+    const auto a = bit_cast<Lanes<uint32_t>>(first), b = bit_cast<Lanes<uint32_t>>(second);
+    store<uint32_t>(to, __builtin_shuffle(a, b, low_halves) >> (32 - random_bits));
 }
 
 // The 64 random integers of counters j0 to j0 + 15; j0 is a multiple of 16, so its high word is that of all of them.
@@ -77,7 +77,8 @@ FP8SIM_HD void philox_group(uint64_t j0, const RandomBits& random, uint32_t* to)
 
 // Random integers of elements [begin, begin + count); the result points into `buffer`, which has room for the groups
 // that they touch.
-__attribute__((noinline)) const uint32_t* random_integers(int64_t begin, int count, RandomBits random, uint32_t* buffer) {
+__attribute__((noinline)) const uint32_t* random_integers(
+    int64_t begin, int count, RandomBits random, uint32_t* buffer) {
     constexpr uint64_t kCounters = uint64_t{1} << 62;  // as many serve 2^64 elements
     const uint64_t element = static_cast<uint64_t>(begin) + random.offset;
     const uint64_t first = element % kPhiloxGroup;
