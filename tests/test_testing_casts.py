@@ -187,6 +187,9 @@ def test_points_hold_every_number_and_every_midpoint():
     assert found["midpoints between numbers"].size == 2 * 126
     assert found["neighbours of midpoints"].size == 3 * 4 * 126
     assert 464 in found["the overflow threshold and beyond"]
+    ties = found["midpoints between numbers"]
+    for beyond in (np.float32(np.inf), np.float32(-np.inf)):
+        assert np.isin(np.nextafter(ties, beyond), found["neighbours of midpoints"]).all()
     assert points(parse("e4m3"), "float64")["neighbours of midpoints"].dtype == np.float64
 
 
