@@ -127,7 +127,8 @@ _chosen: str | None = None
 def use_backend(name: str) -> Iterator[None]:
     """Run every operation called inside the `with` block on backend `name` ("simulate", "triton" or "cuda").
 
-    The choice is made when an operation runs forward; its backward pass keeps it. ValueError for an unknown name.
+    The choice is made when an operation runs forward; its backward pass keeps it. It holds for the whole process, other
+    threads included. ValueError for an unknown name.
     """
     global _chosen
     if name not in _MISSING:

@@ -122,7 +122,7 @@ def decode(codes: _Array, fmt: str | Format, *, dtype: Any = "float32") -> _Arra
         TypeError: codes of another dtype, a dtype that is none of the four.
     """
     fmt = formats.parse(fmt)
-    code_name, name = _dtype_of(codes, "codes", _CODES), _dtype_name(dtype)
+    code_name, name = _dtype_of(codes, "codes", _CODES), dtype_name(dtype)
     if name not in _FLOATS:
         raise TypeError(f"dtype={dtype!r}: use one of {', '.join(_FLOATS)}")
     source = _memory(codes, "codes")
@@ -172,10 +172,10 @@ def _random(conversion: Conversion, seed: int | None, stream: int, offset: int, 
     if not 1 <= operator.index(random_bits) <= 32:
         raise ValueError(f"random_bits={random_bits!r}: expected 1 to 32")
     words = {"seed": seed, "stream": stream, "offset": offset}
-    return {name: _word(name, value) for name, value in words.items()} | {"random_bits": operator.index(random_bits)}
+    return {name: word64(name, value) for name, value in words.items()} | {"random_bits": operator.index(random_bits)}
 
 
-def _word(argument: str, value: int) -> int:
+def word64(argument: str, value: int) -> int:
     """`value` as an unsigned integer of 64 bits; negative ones stand for their two's complement."""
     word = operator.index(value)
     if not -(2**63) <= word < 2**64:
@@ -192,7 +192,7 @@ def _is_tensor(x: object) -> bool:
     return torch is not None and isinstance(x, torch.Tensor)
 
 
-def _dtype_name(dtype: Any) -> str:
+def dtype_name(dtype: Any) -> str:
     """The name that NumPy, ml_dtypes and torch share."""
     if isinstance(dtype, str) or str(dtype).startswith("torch."):
         return str(dtype).removeprefix("torch.")
@@ -205,7 +205,7 @@ def _dtype_of(x: Any, argument: str, allowed: tuple[str, ...]) -> str:
     if not isinstance(x, np.ndarray) and not _is_tensor(x):
         kind = type(x).__name__
         raise TypeError(f"{argument} is a {kind}: expected a NumPy array (np.asarray makes one) or a torch tensor")
-    name = _dtype_name(x.dtype)
+    name = dtype_name(x.dtype)
     if name not in allowed:
         raise TypeError(f"{argument} has dtype {name}: expected {', '.join(allowed)}; convert it first")
     return name

@@ -15,6 +15,9 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+_UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+"""The base of all errors in the use of a command; typer does not export it."""
+
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="Low precision, bit for bit."
 )
@@ -31,7 +34,7 @@ def validate_command(
     recipe: Annotated[list[str] | None, typer.Option(help="Recipe to check; repeat for more (default: five).")] = None,
     require: Annotated[list[str] | None, typer.Option(help="Recipe whose FAIL decides the exit code too.")] = None,
     kernel: Annotated[list[str] | None, typer.Option(help="Kernel that must run, such as triton.cast.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of weights and batches.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of weights and batches.")] = 0,
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps between the two looks.")] = 50,
     lr: Annotated[float | None, typer.Option(help="Learning rate of unit-scaled recipes (default: 1).")] = None,
     out: Annotated[Path, typer.Option(help="Folder for validation.json and report.html.")] = Path(),
@@ -110,9 +113,11 @@ def main() -> None:
     """Entry point: bad input is one line on standard error and exit code 3."""
     os.environ.setdefault("MPLBACKEND", "Agg")
     try:
-        app()
-    except (ValueError, RuntimeError) as error:
-        print(f"fp8sim: {error}", file=sys.stderr)
+        sys.exit(app(standalone_mode=False))
+    except (ValueError, RuntimeError, _UsageError) as error:
+        message = getattr(error, "format_message", error.__str__)()
+        if message:  # without a command, the help has been printed already
+            print(f"fp8sim: {message}", file=sys.stderr)
         sys.exit(3)
 
 

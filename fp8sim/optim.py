@@ -8,11 +8,11 @@ import torch
 
 
 def parameter_groups(model: torch.nn.Module, learning_rate: float) -> list[dict[str, Any]]:
-    """Groups of `model`'s parameters with equal learning rates: `learning_rate` times each module's factor.
+    """Groups of `model`'s parameters with equal learning rates: `learning_rate` times each parameter's factor.
 
-    A module states its factor as `learning_rate_factor` (the modules of `fp8sim.nn` do); others have factor one.
-    Parameters of equal factor share a group, so that torch's fused and foreach optimizers stay fast. A parameter
-    shared by modules takes the factor of the first.
+    A module states the factor of its parameter `name` as `learning_rate_factor(name)` (the modules of `fp8sim.nn` do);
+    parameters of others have factor one. Parameters of equal factor share a group, so that torch's fused and foreach
+    optimizers stay fast. A parameter shared by modules takes the factor of the first.
 
     Args:
         model: any module.
@@ -29,9 +29,9 @@ def parameter_groups(model: torch.nn.Module, learning_rate: float) -> list[dict[
     groups: dict[float, list[torch.nn.Parameter]] = {}
     seen: set[torch.nn.Parameter] = set()
     for module in model.modules():
-        factor = getattr(module, "learning_rate_factor", 1.0)
-        new = [p for p in module.parameters(recurse=False) if p not in seen]
-        seen.update(new)
-        if new:
-            groups.setdefault(factor, []).extend(new)
+        factor = getattr(module, "learning_rate_factor", lambda name: 1.0)
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter not in seen:
+                seen.add(parameter)
+                groups.setdefault(factor(name), []).append(parameter)
     return [{"params": groups[factor], "lr": learning_rate * factor} for factor in sorted(groups, reverse=True)]

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from fp8sim import _core, recipes
-from fp8sim.analysis import arithmetic, kernels, page, unit_scale
+from fp8sim.analysis import arithmetic, definitions, kernels, page, unit_scale
 from fp8sim.analysis.arithmetic import Row
 from fp8sim.analysis.kernels import CAST_ELEMENTS
 from fp8sim.analysis.verdicts import Verdict
@@ -85,8 +85,13 @@ class Validation:
             return 1
         if any(r.verdict is Verdict.FAIL and self.decides(r.recipe) for r in self.results):
             return 2
+        ran = any(row.verdict is not Verdict.NOT_CHECKED for row in self.rows)
+        return 3 if not ran or self.not_run() else 0
+
+    def not_run(self) -> list[str]:
+        """The kernels that options name and that could not run."""
         ran = {row.name.split()[0] for row in self.rows if row.verdict is not Verdict.NOT_CHECKED}
-        return 3 if not ran or set(self.options.required_kernels) - ran else 0
+        return [name for name in self.options.required_kernels if name not in ran]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data: the content of validation.json."""
@@ -98,6 +103,7 @@ class Validation:
             "text": {"name": self.text.name, "characters": len(self.text.tokens), "sha256": self.text.sha256},
             "run": self._run(),
             "scaling": [{**r.to_dict(), "decides": self.decides(r.recipe)} for r in self.results],
+            "required_but_not_run": self.not_run(),
             "arithmetic": [row.to_dict() for row in self.rows],
         }
 
@@ -188,7 +194,7 @@ def _run_recipe(
 
 def _operation_rows(options: Options, linears: Comparison) -> list[Row]:
     layers = 2 * options.size.blocks + 2
-    factors = unit_scale.check_unit_scale(options.seed)
+    factors = unit_scale.check_unit_scale(options.seed) + definitions.check_definitions(options.seed)
     unit_scaled = f"unit-scaled ops ({unit_scale.OPERATIONS})"
     return [
         Row(f"linear (3 GEMMs, {layers} layers)", "simulate", "bitwise", linears),

@@ -28,6 +28,8 @@ ODD = [
     parse("e4m3(bias=180,nan=all_ones)"),  # below them
     parse("e3m2(bias=-122,nan=all_ones,infinity)"),  # around binary32's largest
     parse("e3m2(bias=-130,nan=negative_zero)"),  # above it
+    parse("e2m2(bias=-125,nan=none)"),  # up to the binade above it
+    parse("e8m1(bias=127,nan=all_ones)"),  # the same, with the smallest normal number of binary32
     parse("e4m1(bias=127,nan=none,unsigned,infinity)"),  # the same emin as binary32, another range
 ]
 """Formats that the catalogue lacks: unsigned with fraction, without exponent range, beyond binary32 on every side."""

@@ -1,4 +1,4 @@
-"""Do the tests notice a wrong core? Plants one fault at a time in csrc/core, builds it, and runs the tests of casts.
+"""Do the tests notice wrong arithmetic? Plants one fault at a time in csrc, builds it, and runs the tests of casts.
 
     python tests/mutants.py [--count 60] [--seed 0] [--jobs 2]
 
@@ -21,11 +21,12 @@ from pathlib import Path
 import pybind11
 
 ROOT = Path(__file__).resolve().parents[1]
-MUTATED = ("core/rounding.hpp", "core/random.hpp")
+MUTATED = ("core/rounding.hpp", "cpu/cast_adder.hpp", "cpu/cast_finish.hpp", "cpu/philox_block.hpp")
 MUTATED_UNIT = "cast_portable.cpp"  # the only translation unit that computes with them
 TESTS = ("test_known_faults.py", "test_rounding.py", "test_random_bits.py", "test_loops.py")
 FLAGS = ["-std=c++17", "-O1", "-g0", "-ffp-contract=off", "-fvisibility=hidden", "-fPIC", "-pthread", "-w"]
-NO_ARITHMETIC = ("#", "template", "using", "static_assert", "case", "FP8SIM_HD Word encode", "FP8SIM_HD Word cast")
+# Starts of lines that compute nothing or, after a switch over all modes, are not reached.
+NO_ARITHMETIC = ("#", "template", "using", "static_assert", "case", "FP8SIM_HD", "return 0;")
 ENOUGH = 0.95
 
 # pattern -> replacements, tried at every occurrence outside of comments

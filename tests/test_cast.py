@@ -95,6 +95,7 @@ def test_out_receives_the_result_and_is_refused_when_a_gradient_is_needed() -> N
         ({"fmt": "e2m1", "overflow": "NAN"}, "has neither"),
         ({"rounding": "STOCHASTIC"}, "seed"),
         ({"seed": 1}, "seed"),
+        ({"rounding": "STOCHASTIC", "seed": 2**64}, "seed=18446744073709551616: expected an integer of 64 bits"),
     ],
 )
 @pytest.mark.parametrize("kind", [torch.ones, np.ones])
@@ -102,6 +103,17 @@ def test_bad_arguments_are_named(arguments: dict[str, object], message: str, kin
     x = kind(3, dtype=torch.float32 if kind is torch.ones else np.float32)  # type: ignore[operator]
     with pytest.raises(ValueError, match=message):
         fp8sim.cast(x, **{"fmt": "e4m3", **arguments})
+
+
+def test_a_gradient_format_is_for_tensors() -> None:
+    with pytest.raises(ValueError, match="grad_format is for torch tensors"):
+        fp8sim.cast(np.ones(3, np.float32), "e4m3", grad_format="e5m2")
+
+
+@pytest.mark.parametrize("dtype", ["float64", torch.float64, np.float64, np.dtype("float64")])
+def test_decode_takes_a_dtype_by_any_name(dtype: object) -> None:
+    for codes in (torch.tensor([0x38], dtype=torch.uint8), np.array([0x38], np.uint8)):
+        assert str(fp8sim.decode(codes, "e4m3", dtype=dtype).dtype).endswith("float64")
 
 
 @pytest.mark.parametrize("x", [torch.ones(3, dtype=torch.int32), np.ones(3, np.int64), torch.ones(3) * 1j, [1.0, 2.0]])

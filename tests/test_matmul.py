@@ -127,6 +127,13 @@ def test_the_compiled_function_is_one_graph_with_the_same_bits(recipe: str | Rec
         assert torch.equal(ours, theirs)
 
 
+def test_a_second_derivative_is_refused() -> None:
+    x, w = normal(6, 8), normal(5, 8, seed=1)
+    (grad,) = torch.autograd.grad(linear(x, w, recipe="fp8_naive").square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+
+
 def test_opcheck() -> None:
     e4m3 = "float8_e4m3fn:TIES_TO_EVEN:SATURATE"
     tail = ("native", torch.float32, 0.5, "", "output", "simulate")

@@ -40,6 +40,11 @@ def test_the_learning_rates_of_a_unit_scaled_model() -> None:
     assert len(groups) == len({group["lr"] for group in groups}), "equal rates share a group"
 
 
+def test_a_bias_has_its_own_rate() -> None:
+    groups = parameter_groups(Linear(64, 16, bias=True, depth=4), 1.0)
+    assert [(group["lr"], tuple(group["params"][0].shape)) for group in groups] == [(0.5, (16,)), (0.0625, (16, 64))]
+
+
 def test_under_the_standard_parametrization_all_rates_are_one_group() -> None:
     (group,) = parameter_groups(model("bf16"), 3e-3)
     assert group["lr"] == 3e-3

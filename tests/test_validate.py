@@ -1,8 +1,10 @@
 """`fp8sim validate`: its verdicts, its exit codes, and that every fault planted into the arithmetic is named."""
 
 import dataclasses
+import importlib
 import json
 import math
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,14 +15,16 @@ from typer.testing import CliRunner
 
 import fp8sim
 from fp8sim import backends, casting, cli, validate
-from fp8sim.analysis import kernels, report
+from fp8sim.analysis import definitions, kernels, report
 from fp8sim.analysis.verdicts import Verdict
 from fp8sim.backends import Backend
 from fp8sim.compare import Comparison
 from fp8sim.formats import parse
 from fp8sim.ops import matmul as ops
 from fp8sim.quantizers import Quantizer
+from fp8sim.rounding import Overflow, Rounding
 from fp8sim.simulate import matmul as simulate
+from fp8sim.simulate.scale import scale_bwd
 from fp8sim.training import scaling_check, text
 from fp8sim.training.model import ModelSize
 from fp8sim.training.text import Windows
@@ -147,11 +151,11 @@ FAULTS: dict[str, tuple[Plant, set[str]]] = {
     "grad_output of grad_weight in float32": (_operand_in_float32(2, "first"), {"linear"}),
     "input of grad_weight in float32": (_operand_in_float32(2, "second"), {"linear"}),
     "cast twice inside the GEMM": (_cast_twice_in_the_gemm, {"linear"}),
-    "input cast twice": (_cast_twice_before_the_gemm, {"linear"}),
+    "input cast twice": (_cast_twice_before_the_gemm, {"linear", "unit-scaled"}),
     "input cut off from its gradient": (_input_cut_off_from_its_gradient, {"linear", "unit-scaled"}),
-    "gradient cast twice": (_gradient_cast_before_the_gemm, {"linear"}),
+    "gradient cast twice": (_gradient_cast_before_the_gemm, {"linear", "unit-scaled"}),
     "GEMM without its factor": (_gemm_forgets_its_factor, {"linear", "unit-scaled"}),
-    "GEMM without its last k": (_gemm_drops_the_last_k, {"linear"}),
+    "GEMM without its last k": (_gemm_drops_the_last_k, {"linear", "unit-scaled"}),
 }
 
 
@@ -205,6 +209,85 @@ def _faulty_cast(x: torch.Tensor, fmt: str, **policy: Any) -> torch.Tensor:
 
 def _faulty_gemm(a: torch.Tensor, b: torch.Tensor, **keywords: Any) -> torch.Tensor:
     return simulate.gemm(a[..., :-1], b[..., :-1, :], **keywords)
+
+
+def _kernel_with(**change: Any) -> Callable[..., torch.Tensor]:
+    def gemm(a: torch.Tensor, b: torch.Tensor, *, quantizers: Any, **keywords: Any) -> torch.Tensor:
+        changed = tuple(q and dataclasses.replace(q, **change) for q in quantizers)
+        return simulate.gemm(a, b, quantizers=changed, **keywords)  # type: ignore[arg-type]
+
+    return gemm
+
+
+def _clears_low_bits(x: torch.Tensor, fmt: str, **policy: Any) -> torch.Tensor:
+    return casting.cast((x.view(torch.int32) & ~0xFF).view(torch.float32), fmt, **policy)
+
+
+def _nan_to_zero(a: torch.Tensor, b: torch.Tensor, **keywords: Any) -> torch.Tensor:
+    return simulate.gemm(a.nan_to_num(0.0, torch.inf, -torch.inf), b, **keywords)
+
+
+def _transposed(a: torch.Tensor, b: torch.Tensor, **keywords: Any) -> torch.Tensor:
+    """Reads the memory of a transposed operand in the wrong order."""
+    a = a if a.is_contiguous() else a.mT.reshape(a.shape)
+    return simulate.gemm(a, b, **keywords)
+
+
+KERNEL_FAULTS: dict[str, tuple[str, Callable[..., torch.Tensor]]] = {
+    "low bits cleared": ("cast", _clears_low_bits),
+    "no cast": ("gemm", lambda a, b, quantizers, **kw: simulate.gemm(a, b, **kw)),
+    "second operand not cast": (
+        "gemm",
+        lambda a, b, quantizers, **kw: simulate.gemm(a, b, quantizers=(quantizers[0], None), **kw),
+    ),
+    "toward zero": ("gemm", _kernel_with(rounding=Rounding.TOWARD_ZERO)),
+    "bf16 for FP8": ("gemm", _kernel_with(format=parse("bf16"))),
+    "overflow to NaN": ("gemm", _kernel_with(overflow=Overflow.NAN)),
+    "clamped at 240": ("gemm", lambda a, b, **kw: simulate.gemm(a.clamp(-240, 240), b, **kw)),
+    "NaN to zero": ("gemm", _nan_to_zero),
+    "transposed operand": ("gemm", _transposed),
+    "factor": ("gemm", lambda a, b, scale, **kw: simulate.gemm(a, b, scale=scale * 2**0.5, **kw)),
+}
+
+
+@pytest.mark.parametrize("fault", KERNEL_FAULTS)
+def test_a_fault_planted_into_a_kernel_is_a_mismatch(fault: str) -> None:
+    op, function = KERNEL_FAULTS[fault]
+    check = {"cast": kernels.check_cast, "gemm": kernels.check_gemm}[op]
+
+    class Planted(Backend):
+        def load(self) -> Callable[..., torch.Tensor]:
+            return function
+
+    planted = Planted(op, "triton", "test", ("cpu",), "integer arithmetic", "bitwise", "")
+    assert check(planted, "cpu", 1 << 14).mismatches > 0
+
+
+DEFINITION_FAULTS: dict[str, tuple[str, Callable[..., Any]]] = {
+    "gelu": ("gelu", lambda x, *rest, **kw: x * torch.sigmoid(1.702 * x) * 1.77),
+    "gelu gradient negated": ("gelu", lambda x, *rest, **kw: scale_bwd(GOOD.gelu(x, *rest, **kw), -1.0)),
+    "gradient of the loss negated": ("cross_entropy", lambda x, t: scale_bwd(GOOD.cross_entropy(x, t), -1.0)),
+    "targets rolled by one": ("cross_entropy", lambda x, t: GOOD.cross_entropy(x, t.roll(1))),
+    "eps": ("rms_norm", lambda x, gain=None: GOOD.rms_norm(x, gain, eps=0.05)),
+    "tau ignored": ("residual_add", lambda b, s, tau: GOOD.residual_add(b, s, 1.0)),
+    "branch and skip swapped": ("residual_add", lambda b, s, tau: GOOD.residual_add(s, b, tau)),
+    "branch negated": ("residual_add", lambda b, s, tau: GOOD.residual_add(-b, s, tau)),
+    "bias scaled": ("linear", lambda x, w, b=None, **kw: GOOD.linear(x, w, None if b is None else b * 0.25, **kw)),
+}
+GOOD = types.SimpleNamespace(**{name: getattr(functional, name) for name, _ in DEFINITION_FAULTS.values()})
+"""The functions as they are before a fault replaces them."""
+
+
+@pytest.mark.parametrize("fault", DEFINITION_FAULTS)
+def test_an_operation_that_keeps_its_scale_but_not_its_values_is_named(
+    fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, function = DEFINITION_FAULTS[fault]
+    assert definitions.check_definitions().mismatches == 0
+    monkeypatch.setattr(functional, name, function)
+    assert importlib.reload(definitions).check_definitions().mismatches > 0
+    monkeypatch.undo()
+    importlib.reload(definitions)
 
 
 def _raises(*args: Any, **keywords: Any) -> torch.Tensor:

@@ -95,9 +95,17 @@ def check_casts(elements: int) -> Comparison:
 
 
 def float32_patterns(count: int) -> torch.Tensor:
-    """`count` float32 numbers [count] spread evenly over all bit patterns: both signs, subnormals, infinities, NaN."""
-    patterns = torch.arange(count, dtype=torch.int64) * (2**32 // count) - 2**31
-    return patterns.to(torch.int32).view(torch.float32)
+    """`count` float32 numbers [count] of all kinds: both signs, subnormals, infinities, NaN.
+
+    A quarter each: evenly spaced bit patterns, every tie among them where `count` is a power of two; their neighbours
+    above and below, which only the last bit tells from a tie; and patterns scattered over all (by the odd factor of
+    Knuth's multiplicative hash).
+    """
+    quarter = max(1, count // 4)
+    even = torch.arange(quarter, dtype=torch.int64) * (2**32 // quarter)
+    scattered = torch.arange(1, count - 3 * quarter + 1, dtype=torch.int64) * 2654435761
+    patterns = torch.cat([even, even + 1, even - 1, scattered])[:count]
+    return (patterns % 2**32 - 2**31).to(torch.int32).view(torch.float32)
 
 
 def check_linears(model: torch.nn.Module, recipe: Recipe, run: Callable[[], Any]) -> Comparison:
@@ -160,7 +168,10 @@ class _boundaries:
 
 
 def _completeness(layers: dict[str, Linear], events: list[GemmEvent]) -> Comparison:
-    """Every layer ran each of its three GEMMs exactly once."""
+    """Every layer ran each of its three GEMMs exactly once, and the reference of its gradients casts nothing."""
+    reference = [layer.recipe.without_casts().gemm(gemm) for layer in layers.values() for gemm in GEMM_OPERANDS]
+    if any(gemm.first or gemm.second for gemm in reference):
+        return Comparison(1, 1, "the reference of gradients casts operands, expected none")
     ran = sorted((e.layer, e.gemm) for e in events)
     wanted = sorted((name, gemm) for name in layers for gemm in GEMM_OPERANDS)
     if ran == wanted:

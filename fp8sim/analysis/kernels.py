@@ -6,16 +6,14 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from fp8sim import mma
+from fp8sim import mma, quantizers
 from fp8sim.analysis.arithmetic import Row, float32_patterns
 from fp8sim.backends import BACKENDS, Backend
 from fp8sim.backends import row as backend_row
 from fp8sim.compare import NOTHING, Comparison, bitwise, within
-from fp8sim.formats import parse
-from fp8sim.quantizers import Quantizer
 
 CAST_ELEMENTS = 1 << 24
-"""Every 256th float32 bit pattern."""
+"""float32 numbers that a cast kernel is compared on."""
 
 GEMM_SIZE = (200, 136, 328)
 """M, N, K, none a multiple of a tile."""
@@ -52,14 +50,18 @@ def check_cast(backend: Backend, device: str, elements: int) -> Comparison:
 
 
 def check_gemm(backend: Backend, device: str, elements: int) -> Comparison:
-    """e4m3 x e4m3 with ragged sizes: exact sums and impulses bit for bit, random data within the error bound."""
+    """FP8 GEMMs with ragged sizes: exact sums and impulses bit for bit, other data within the error bound.
+
+    The kernel gets what a layer gives it, numbers off the grid, overflow, infinity and NaN included, and casts them
+    itself; only the reference is cast beforehand. Operands are also given transposed, as backward passes do.
+    """
     m, n, k = GEMM_SIZE
     generator = torch.Generator().manual_seed(0)
-    quantizer = Quantizer(parse("e4m3"))
     gemm = backend.load()
 
-    def run(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        result: torch.Tensor = gemm(a.to(device), b.to(device), quantizers=(quantizer, quantizer), scale=0.5)
+    def run(a: torch.Tensor, b: torch.Tensor, formats: str = "e4m3 e4m3", scale: float = 0.5) -> torch.Tensor:
+        first, second = map(quantizers.parse, formats.split())
+        result: torch.Tensor = gemm(a.to(device), b.to(device), quantizers=(first, second), scale=scale)
         return result.cpu()
 
     a, b = exact_sum_operands(m, n, k, generator)
@@ -68,10 +70,23 @@ def check_gemm(backend: Backend, device: str, elements: int) -> Comparison:
         impulse = torch.zeros(m, k)
         impulse[:, at] = 1.0
         total += bitwise(f"gemm of an impulse at k={at}", run(impulse, b), (impulse @ b) * 0.5)
-    a, b = torch.randn(m, k, generator=generator), torch.randn(k, n, generator=generator)
-    a, b = quantizer(a), quantizer(b)
-    exact = a.double() @ b.double() * 0.5
-    return total + within("gemm of random data", run(a, b), exact, mma.error_bound(a, b, scale=0.5))
+    a, b = torch.randn(m, k, generator=generator) * 150, torch.randn(k, n, generator=generator)
+    a[0, 0], a[1, 1] = torch.inf, torch.nan
+    for formats in ("e4m3 e4m3", "e5m2 e4m3", "e4m3 e5m2"):
+        for left, right in ((a, b), (a.mT.contiguous().mT, b.mT.contiguous().mT)):
+            total += _within_bound(formats, run(left, right, formats, 0.3), a, b)
+    return total
+
+
+def _within_bound(formats: str, actual: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> Comparison:
+    """0.3 a b after casting both, except that rows of NaN must be rows of NaN."""
+    first, second = map(quantizers.parse, formats.split())
+    a, b = first(a), second(b)
+    exact = a.double() @ b.double() * 0.3
+    numbers = ~exact.isnan()
+    what = f"gemm {formats.replace(' ', ' x ')} of random data"
+    total = bitwise(f"{what}: where it is NaN", actual.isnan().int(), exact.isnan().int())
+    return total + within(what, actual[numbers], exact[numbers], mma.error_bound(a, b, scale=0.3)[numbers])
 
 
 def exact_sum_operands(m: int, n: int, k: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
@@ -86,6 +101,6 @@ def exact_sum_operands(m: int, n: int, k: int, generator: torch.Generator) -> tu
 
 _CHECKS: dict[str, tuple[str, Callable[[Backend, str, int], Comparison]]] = {
     "cast": ("e4m3", check_cast),
-    "gemm": ("e4m3 x e4m3", check_gemm),
+    "gemm": ("e4m3, e5m2", check_gemm),
 }
 """Operation: what its row is called after the kernel's name, and its check."""

@@ -120,5 +120,7 @@ def _result(data: dict[str, Any]) -> list[str]:
     parts += [f"{', '.join(failing)} fail{'s' if len(failing) == 1 else ''} on this model"] if failing else []
     parts += [f"{', '.join(warned)} outside the limits of PASS"] if warned else []
     parts += [f"{', '.join(holding)} hold{'s' if len(holding) == 1 else ''} on this model"] if holding else []
+    missing = data["required_but_not_run"]
+    parts += [f"required but not run: {', '.join(missing)}"] if missing else []
     parts.append(f"{agree} kernel{'' if agree == 1 else 's'} agree{'s' if agree == 1 else ''}, {unchecked} not checked")
     return [f"RESULT  {'; '.join(parts)}.     {data['seconds']:.0f} s"]

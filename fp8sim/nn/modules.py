@@ -1,7 +1,7 @@
 """Linear, Embedding, RMSNorm and GELU by recipe.
 
 Under a unit-scaled recipe weights start as N(0, 1), operations carry the factors of `fp8sim.unit_scaling.rules`, and
-`learning_rate_factor` is the u-muP factor of the module's parameters. Under the standard parametrization weights start
+`learning_rate_factor` gives the u-muP factor of each parameter. Under the standard parametrization weights start
 as torch's and all factors are one.
 """
 
@@ -59,12 +59,12 @@ class Linear(torch.nn.Module):
             if self.bias is not None:
                 self.bias.zero_() if unit_scaled else self.bias.uniform_(-bound, bound)
 
-    @property
-    def learning_rate_factor(self) -> float:
-        """Factor on the learning rate of the weight."""
+    def learning_rate_factor(self, parameter: str) -> float:
+        """Factor on the learning rate of "weight" or "bias"."""
         if not self.recipe.is_unit_scaled:
             return 1.0
-        return rules.adam_learning_rate(self.role, self.in_features, self.depth)
+        kind = self.role if parameter == "weight" else "bias"
+        return rules.adam_learning_rate(kind, self.in_features, self.depth)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """input [..., I] -> [..., O]."""
@@ -87,8 +87,7 @@ class Embedding(torch.nn.Module):
         self.recipe = recipes.parse(recipe)
         self.weight = torch.nn.Parameter(torch.empty(vocabulary, width).normal_())
 
-    @property
-    def learning_rate_factor(self) -> float:
+    def learning_rate_factor(self, parameter: str) -> float:
         """Factor on the learning rate of the weight."""
         return rules.adam_learning_rate("embedding", self.weight.shape[1]) if self.recipe.is_unit_scaled else 1.0
 

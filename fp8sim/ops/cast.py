@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from torch.autograd.function import once_differentiable
 
 from fp8sim import backends, casting, formats
 from fp8sim.formats import Format
@@ -79,6 +80,7 @@ class _Cast(torch.autograd.Function):
         return result
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         if ctx.grad_policy is not None:
             grad = _cast_op(grad, ctx.grad_policy, None, 0, 0, 0, ctx.backend)
@@ -99,14 +101,14 @@ def _arguments(
 ) -> tuple[Any, ...]:
     """The arguments of the registered `op` after `x`: the seed as a tensor, 64-bit patterns as int64."""
     if seed is not None and not isinstance(seed, torch.Tensor):
-        seed = torch.tensor(_signed(seed))
+        seed = torch.tensor(_signed("seed", seed))
     backend = backends.select(op, x.device.type)
-    return (policy, seed, _signed(stream), _signed(offset), random_bits, backend)
+    return (policy, seed, _signed("stream", stream), _signed("offset", offset), random_bits, backend)
 
 
-def _signed(word: int) -> int:
-    """The 64-bit pattern of `word` as int64."""
-    return (word + 2**63) % 2**64 - 2**63
+def _signed(argument: str, value: int) -> int:
+    """The 64-bit pattern of `value` as int64."""
+    return (casting.word64(argument, value) + 2**63) % 2**64 - 2**63
 
 
 def cast(
@@ -148,6 +150,8 @@ def cast(
     """
     random: dict[str, Any] = {"seed": seed, "stream": stream, "offset": offset, "random_bits": random_bits}
     if not isinstance(x, torch.Tensor):
+        if grad_format is not None:
+            raise ValueError("grad_format is for torch tensors: NumPy arrays have no gradient")
         return casting.cast(x, fmt, rounding=rounding, overflow=overflow, out=out, **random)
     policy = _policy(fmt, rounding, overflow)
     if out is not None:
@@ -211,5 +215,6 @@ def decode(codes: _Array, fmt: str | Format, *, dtype: Any = None) -> _Array:
     if not isinstance(codes, torch.Tensor):
         return casting.decode(codes, fmt, dtype=np.float32 if dtype is None else dtype)
     backend = backends.select("decode", codes.device.type)
-    result: torch.Tensor = _decode_op(codes, str(formats.parse(fmt)), dtype or torch.float32, backend)
+    name = "float32" if dtype is None else casting.dtype_name(dtype)
+    result: torch.Tensor = _decode_op(codes, str(formats.parse(fmt)), getattr(torch, name), backend)
     return result

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from fp8sim import backends, quantizers, recipes
 from fp8sim.ops.library import register
@@ -110,6 +111,7 @@ class _Matmul(torch.autograd.Function):
         return _gemm("output", a, b, plans[0], scales[0], layer, backend)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         a, b = ctx.saved_tensors
         plans, scales, rest = ctx.plans, ctx.scales, (ctx.layer, ctx.backend)

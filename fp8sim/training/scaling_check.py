@@ -178,14 +178,16 @@ def build_model(recipe: Recipe, windows: Windows, seed: int, size: ModelSize) ->
 
 def look(model: CharacterMlp, windows: Windows, step: int) -> Look:
     """Figures of every quantized operand and every weight gradient of `model` on batch `step`."""
-    operands: dict[tuple[str, str], OperandRecord] = {}
+    operands: dict[tuple[str, str, Format], OperandRecord] = {}
 
     def record(event: GemmEvent) -> None:
         for i, operand in enumerate(GEMM_OPERANDS[event.gemm]):
-            quantizer, key = event.quantizers[i], (event.layer, operand)
-            if quantizer is not None and key not in operands:
-                figures = cast_figures(event.given[i], event.used[i], quantizer.format)
-                operands[key] = OperandRecord(*key, quantizer.format, figures)
+            quantizer = event.quantizers[i]
+            if quantizer is None or (event.layer, operand, quantizer.format) in operands:
+                continue
+            figures = cast_figures(event.given[i], event.used[i], quantizer.format)
+            key = (event.layer, operand, quantizer.format)
+            operands[key] = OperandRecord(*key, figures)
 
     batch = windows[step]
     with observe(record):

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from fp8sim import recipes
@@ -133,6 +134,7 @@ class _Gelu(torch.autograd.Function):
         return F.gelu(x if mult == 1.0 else x * mult).mul_(alpha / mult)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         (x,) = ctx.saved_tensors
         scaled = x if ctx.mult == 1.0 else x * ctx.mult
@@ -235,6 +237,7 @@ class _CrossEntropy(torch.autograd.Function):
         return F.nll_loss(log_probabilities, target)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         log_probabilities, target = ctx.saved_tensors
         gradient = log_probabilities.exp()
