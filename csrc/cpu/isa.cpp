@@ -7,19 +7,19 @@
 namespace fp8sim {
 namespace {
 
-bool runs(Isa isa) {
-#if defined(__x86_64__)
+#if defined(FP8SIM_HAVE_AVX2) || defined(FP8SIM_HAVE_AVX512)
+bool has_avx2() {
     __builtin_cpu_init();
-    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
-    if (isa == Isa::kAvx2) return avx2;
-    if (isa == Isa::kAvx512) {
-        return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-               __builtin_cpu_supports("avx512cd");
-    }
-#endif
-    return isa == Isa::kPortable;
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") &&
+           __builtin_cpu_supports("bmi2");
 }
+
+bool has_avx512() {
+    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512cd");
+}
+#endif
 
 Isa parse(const std::string& name, const std::string& argument) {
     std::string names;
@@ -47,10 +47,10 @@ const char* name_of(Isa isa) {
 std::vector<Isa> available_isas() {
     std::vector<Isa> found = {Isa::kPortable};
 #if defined(FP8SIM_HAVE_AVX2)
-    if (runs(Isa::kAvx2)) found.push_back(Isa::kAvx2);
+    if (has_avx2()) found.push_back(Isa::kAvx2);
 #endif
 #if defined(FP8SIM_HAVE_AVX512)
-    if (runs(Isa::kAvx512)) found.push_back(Isa::kAvx512);
+    if (has_avx512()) found.push_back(Isa::kAvx512);
 #endif
     return found;
 }
