@@ -24,7 +24,7 @@ test-full: lint
 	$(RUN) -m pytest -q -n 2 -m "" --timeout 3600 $(ARGS)
 
 bench: $(INSTALLED)
-	$(RUN) -m benchmarks.run $(ARGS)
+	$(RUN) -m benchmarks.run --suite casts $(ARGS)
 
 lint: $(INSTALLED)
 	$(RUN) -m ruff format --check --quiet . || { echo "run: make format"; exit 1; }
