@@ -25,8 +25,9 @@ MUTATED = ("core/rounding.hpp", "cpu/cast_adder.hpp", "cpu/cast_finish.hpp", "cp
 MUTATED_UNIT = "cast_portable.cpp"  # the only translation unit that computes with them
 TESTS = ("test_known_faults.py", "test_rounding.py", "test_random_bits.py", "test_loops.py")
 FLAGS = ["-std=c++17", "-O1", "-g0", "-ffp-contract=off", "-fvisibility=hidden", "-fPIC", "-pthread", "-w"]
+SMALLER_AND_LARGER = ("return a < b ? a : b;", "return a > b ? a : b;")  # of equals, either will do
 # Starts of lines that compute nothing or, after a switch over all modes, are not reached.
-NO_ARITHMETIC = ("#", "template", "using", "static_assert", "case", "FP8SIM_HD", "return 0;")
+NO_ARITHMETIC = ("#", "template", "using", "static_assert", "case", "FP8SIM_HD", "return 0;", *SMALLER_AND_LARGER)
 ENOUGH = 0.95
 
 # pattern -> replacements, tried at every occurrence outside of comments

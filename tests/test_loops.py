@@ -4,11 +4,14 @@ import ctypes
 import functools
 import itertools
 import os
+import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -368,3 +371,22 @@ def test_more_elements_than_32_bits_count() -> None:
     codes = casting.encode(x, "e4m3")
     assert codes[-4:].tolist() == [0, 0x38, 0x40, 0xC4]
     assert not codes[:-3].any()
+
+
+# One definition for each instruction set.
+
+
+@pytest.mark.full
+@pytest.mark.skipif(not (shutil.which("g++") and shutil.which("nm")), reason="needs g++ and nm")
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="x86-64 alone is compiled for several instruction sets")
+def test_code_for_one_instruction_set_is_merged_with_no_other(tmp_path: Path) -> None:
+    """The linker merges inline functions of one name, and would keep those with instructions that a processor lacks."""
+    root = Path(__file__).resolve().parents[1]
+    wide = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512cd", "-mavx2", "-mfma", "-mf16c", "-mbmi2"]
+    source, target = root / "csrc/cpu/cast_avx512.cpp", tmp_path / "cast.o"
+    flags = ["-std=c++17", "-O1", "-w", f"-I{root / 'csrc'}"]
+    subprocess.run(["g++", *flags, *wide, "-c", str(source), "-o", str(target)], check=True)
+    listed = subprocess.run(
+        ["nm", "-C", "--defined-only", "-g", str(target)], capture_output=True, text=True, check=True
+    )
+    assert [line.split(maxsplit=2)[2] for line in listed.stdout.splitlines()] == ["fp8sim::cast_loops_avx512()"]

@@ -11,6 +11,7 @@
 #include "cpu/cast_job.hpp"
 #include "cpu/cast_stages.hpp"
 #include "cpu/decode_table.hpp"
+#include "cpu/halves.hpp"
 #include "cpu/philox_block.hpp"
 
 namespace fp8sim {
@@ -20,29 +21,19 @@ constexpr int kBlock = 1024;
 constexpr int kRandomBuffer = kBlock + 2 * kPhiloxGroup;
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Between stored elements and the words that conversions start from and end in
-
-constexpr Conversion conversion_to(Float16) { return to_float16(); }
-constexpr Conversion conversion_to(Bfloat16) { return to_bfloat16(); }
+// The words that conversions start from
 
 inline const uint32_t* widen_block(Float32, const uint32_t* source, int, uint32_t*) { return source; }
 inline const uint64_t* widen_block(Float64, const uint64_t* source, int, uint64_t*) { return source; }
 
-inline const uint32_t* widen_block(Float16, const uint16_t* source, int count, uint32_t* buffer) {
-    decode_loop<Span::kNormal>(source, buffer, count, to_float16());
-    return buffer;
-}
-
-inline const uint32_t* widen_block(Bfloat16, const uint16_t* source, int count, uint32_t* buffer) {
-    decode_loop<Span::kAligned>(source, buffer, count, to_bfloat16());
-    return buffer;
-}
-
 template <class Half>
-void narrow_block(Half half, const uint32_t* numbers, uint16_t* target, int count) {
-    static const Plan<uint32_t> plan = plan_of<uint32_t>(conversion_to(half), 32);
-    try_fast<Rounding::kTiesToEven, true>(numbers, nullptr, target, count, plan);
+const uint32_t* widen_block(Half half, const uint16_t* source, int count, uint32_t* buffer) {
+    widen_loop(half, source, buffer, count);
+    return buffer;
 }
+
+constexpr Conversion conversion_to(Float16) { return to_float16(); }
+constexpr Conversion conversion_to(Bfloat16) { return to_bfloat16(); }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Decode
@@ -64,13 +55,13 @@ void decode_block(Half half, const Code* codes, uint16_t* target, int count, con
     if (span_of<uint32_t>(c) != Span::kAny) {
         uint32_t numbers[kBlock];
         decode_stage(codes, numbers, count, c);
-        return narrow_block(half, numbers, target, count);
+        return narrow_loop(half, numbers, target, count);
     }
     uint64_t numbers[kBlock];
     uint32_t half_codes[kBlock];
     decode_stage(codes, numbers, count, c);
     encode_loop<Rounding::kTiesToEven, Reach::kWithin>(numbers, nullptr, half_codes, count, conversion_to(half), 32);
-    narrow_loop(half_codes, target, count);
+    narrow_codes(half_codes, target, count);
 }
 
 template <class To, class Code>
@@ -117,7 +108,7 @@ void encode_elements(From from, const CastJob& job, Code* codes, int64_t begin, 
         if (plan.mode == kUsual && try_fast<kUsual, true>(x, random, codes + i, count, plan)) return;
         uint32_t wide_codes[kBlock];
         encode_stage(x, random, wide_codes, count, plan);
-        narrow_loop(wide_codes, codes + i, count);
+        narrow_codes(wide_codes, codes + i, count);
     });
 }
 
@@ -135,7 +126,7 @@ void cast_elements(From from, const CastJob& job, int64_t begin, int64_t end) {
         Element* numbers = widened;
         if constexpr (!kIsHalf) numbers = target + i;
         if (try_cast_stage(x, random, numbers, count, plan)) {
-            if constexpr (kIsHalf) narrow_block(from, numbers, target + i, count);
+            if constexpr (kIsHalf) narrow_loop(from, numbers, target + i, count);
             return;
         }
         uint32_t codes[kBlock];

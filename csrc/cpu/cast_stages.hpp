@@ -139,9 +139,9 @@ FP8SIM_LOOP decode_loop(const Code* codes, Element* numbers, int64_t count, Conv
     });
 }
 
-template <class From, class To>
-FP8SIM_LOOP narrow_loop(const From* from, To* to, int64_t count) {
-    map_lanes<From>(from, to, count, [](Lanes<From> lanes, int64_t) FP8SIM_INLINE { return lanes; });
+template <class Code>
+FP8SIM_LOOP narrow_codes(const uint32_t* from, Code* to, int64_t count) {
+    map_lanes<uint32_t>(from, to, count, [](Lanes<uint32_t> codes, int64_t) FP8SIM_INLINE { return codes; });
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@
 
 #include <cstdint>
 #include <cstring>
-#include <type_traits>
 
 #if defined(__SSE2__)
 // GCC 12 finds its own "undefined" registers uninitialized.
@@ -124,9 +123,21 @@ FP8SIM_HD void store(Stored* to, Lanes<Element> lanes) {
     memcpy(to, &narrow, sizeof(narrow));
 }
 
-// Four words of codes that fit in a byte, in order. Packing works within 128-bit parts, whence the permutation; storing
-// word by word takes twice the time.
-FP8SIM_HD void store_bytes(uint8_t* to, const Lanes<uint32_t> (&words)[4]) {
+// A register of narrow codes from as many words as fill it: packing works within 128-bit parts, whence the permutation.
+// Storing word by word takes twice the time.
+FP8SIM_HD void store_register(uint16_t* to, const Lanes<uint32_t> (&words)[2]) {
+#if defined(__AVX512BW__)
+    const __m512i packed = _mm512_packus_epi32(bit_cast<__m512i>(words[0]), bit_cast<__m512i>(words[1]));
+    _mm512_storeu_si512(to, _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7), packed));
+#elif defined(__AVX2__)
+    const __m256i packed = _mm256_packus_epi32(bit_cast<__m256i>(words[0]), bit_cast<__m256i>(words[1]));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_permute4x64_epi64(packed, 0xD8));  // 0, 2, 1, 3
+#else
+    for (int word = 0; word < 2; ++word) store<uint32_t>(to + word * kLanes<uint32_t>, words[word]);
+#endif
+}
+
+FP8SIM_HD void store_register(uint8_t* to, const Lanes<uint32_t> (&words)[4]) {
 #if defined(__AVX512BW__)
     const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     const __m512i low = _mm512_packus_epi32(bit_cast<__m512i>(words[0]), bit_cast<__m512i>(words[1]));
@@ -137,7 +148,7 @@ FP8SIM_HD void store_bytes(uint8_t* to, const Lanes<uint32_t> (&words)[4]) {
     const __m256i low = _mm256_packus_epi32(bit_cast<__m256i>(words[0]), bit_cast<__m256i>(words[1]));
     const __m256i high = _mm256_packus_epi32(bit_cast<__m256i>(words[2]), bit_cast<__m256i>(words[3]));
     const __m256i bytes = _mm256_permutevar8x32_epi32(_mm256_packus_epi16(low, high), order);
-    memcpy(to, &bytes, sizeof(bytes));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), bytes);
 #else
     for (int word = 0; word < 4; ++word) store<uint32_t>(to + word * kLanes<uint32_t>, words[word]);
 #endif
@@ -149,11 +160,12 @@ template <class Element, class From, class To, class Apply>
 FP8SIM_HD void map_lanes(const From* from, To* to, int64_t count, Apply apply) {
     constexpr int kStep = kLanes<Element>;
     int64_t i = 0;
-    if constexpr (std::is_same_v<To, uint8_t> && std::is_same_v<Element, uint32_t>) {
-        for (; i + 4 * kStep <= count; i += 4 * kStep) {
-            Lanes<uint32_t> words[4];
-            for (int k = 0; k < 4; ++k) words[k] = apply(load<Element>(from + i + k * kStep), i + k * kStep);
-            store_bytes(to + i, words);
+    if constexpr (sizeof(Element) == 4 && sizeof(To) < 4) {
+        constexpr int kWords = 4 / sizeof(To);
+        for (; i + kWords * kStep <= count; i += kWords * kStep) {
+            Lanes<uint32_t> words[kWords];
+            for (int k = 0; k < kWords; ++k) words[k] = apply(load<Element>(from + i + k * kStep), i + k * kStep);
+            store_register(to + i, words);
         }
     }
     for (; i + kStep <= count; i += kStep) store<Element>(to + i, apply(load<Element>(from + i), i));
