@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import cases, run, timing
+from benchmarks import cases, run, scaling, timing
 from benchmarks.cases import REGISTRY, Policy
 from fp8sim import _core, casting
 from fp8sim.formats import parse
@@ -128,3 +128,13 @@ def test_every_loop_uses_the_vectors_of_its_instruction_set(loop: tuple[str, str
     for isa, operation in itertools.product(_core.isas()[1:], ("cast", "encode")):
         ratio = seconds["portable"][operation] / seconds[isa][operation]
         assert ratio > 1.4, f"{operation} {fmt} {mode} {overflow} {dtype}: {isa} is only {ratio:.2f} times portable"
+
+
+def test_scaling_is_measured_beside_arithmetic() -> None:
+    threads = _core.get_num_threads()
+    try:
+        rows = scaling.gains(threads=2, size=SIZE, samples=1)
+    finally:
+        _core.set_num_threads(threads)
+    assert [row["name"] for row in rows] == list(scaling.CASES)
+    assert all(row["gain"] > 0 and row["arithmetic_gain"] > 0 for row in rows)
