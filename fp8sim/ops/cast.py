@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from fp8sim import backends, casting, formats
 from fp8sim.formats import Format
-from fp8sim.ops.library import register
+from fp8sim.ops.library import constant_result, register
 from fp8sim.rounding import Overflow, Rounding, member, resolve
 
 _Array = TypeVar("_Array", "np.ndarray[Any, Any]", torch.Tensor)
@@ -87,7 +87,7 @@ class _Cast(torch.autograd.Function):
         return grad, None, None
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_result
 def _policy(fmt: str | Format, rounding: Rounding | str, overflow: Overflow | str) -> str:
     """The policy as one string. ValueError for a format, a mode or a combination that does not exist."""
     parsed = formats.parse(fmt)

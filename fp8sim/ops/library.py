@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _LIBRARY = torch.library.Library("fp8sim", "DEF")
 
@@ -20,3 +22,13 @@ def register(schema: str, implementation: Callable[..., torch.Tensor], fake: Cal
     _LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")
     torch.library.register_fake(f"fp8sim::{name}", fake, lib=_LIBRARY)
     return getattr(torch.ops.fp8sim, name).default
+
+
+def constant_result(function: _Function) -> _Function:
+    """Tell the compiler to call `function` while tracing and to take its result as a constant.
+
+    It is what `torch.compiler.assume_constant_result` does, which would import the compiler with fp8sim: two seconds
+    for everyone who does not compile.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function

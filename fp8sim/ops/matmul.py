@@ -8,7 +8,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from fp8sim import backends, quantizers, recipes
-from fp8sim.ops.library import register
+from fp8sim.ops.library import constant_result, register
 from fp8sim.quantizers import Quantizer
 from fp8sim.recipes import GEMM_OPERANDS, GemmRecipe, Recipe
 
@@ -73,7 +73,7 @@ class _GemmPlan(NamedTuple):
     dtype: str
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_result
 def _plans(recipe: Recipe) -> tuple[_GemmPlan, ...]:
     """The three GEMMs of `recipe`, in the order of `GEMM_OPERANDS`."""
 
