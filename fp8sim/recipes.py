@@ -17,7 +17,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from fp8sim import quantizers
 from fp8sim.formats import parse as parse_format
@@ -48,6 +48,15 @@ def _one_of(argument: str, value: str, allowed: tuple[str, ...]) -> None:
         raise ValueError(f"{argument}={value!r}: use one of {', '.join(allowed)}")
 
 
+class GemmStrings(NamedTuple):
+    """A `GemmRecipe` in canonical strings; an empty one stands for None."""
+
+    first: str
+    second: str
+    accumulate: str
+    dtype: str
+
+
 @dataclass(frozen=True)
 class GemmRecipe:
     """One GEMM: a quantizer for each operand, in the order of `GEMM_OPERANDS`, and how products are added.
@@ -67,6 +76,14 @@ class GemmRecipe:
         _one_of("accumulate", self.accumulate, ACCUMULATIONS)
         if self.dtype is not None:
             _one_of("dtype", self.dtype, ("float32", "float16", "bfloat16", "float64"))
+        first, second = (str(q) if q is not None else "" for q in (self.first, self.second))
+        object.__setattr__(self, "strings", GemmStrings(first, second, self.accumulate, self.dtype or ""))
+
+    @property
+    def as_strings(self) -> GemmStrings:
+        """This GEMM as registered operations take it; made once, so that compilers find finished constants."""
+        strings: GemmStrings = self.__dict__["strings"]
+        return strings
 
     def without_casts(self) -> GemmRecipe:
         """The same GEMM on unquantized operands, added as the backend adds."""

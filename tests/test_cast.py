@@ -5,10 +5,16 @@ import pytest
 import torch
 
 import fp8sim
+from fp8sim import formats
+from fp8sim.formats import Format
 from fp8sim.ops import cast as ops
 
 POLICY = "float8_e4m3fn:TIES_TO_EVEN:SATURATE"
 STOCHASTIC = "float8_e4m3fn:STOCHASTIC:SATURATE"
+TAKES_FORMATS = pytest.mark.skipif(
+    torch.__version__ < "2.13",
+    reason="before torch 2.13 the compiler passes no frozen dataclass to a constant function",
+)
 
 
 def test_opcheck() -> None:
@@ -34,11 +40,12 @@ def test_the_gradient_is_straight_through_or_cast_to_its_own_format() -> None:
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # raised by torch's own tracer
 @pytest.mark.parametrize("policy", [{}, {"rounding": "to_odd"}, {"rounding": "stochastic", "seed": torch.tensor(3)}])
-def test_the_compiled_cast_is_one_graph_with_the_same_bits(policy: dict[str, object]) -> None:
+@pytest.mark.parametrize("fmt", ["e4m3", pytest.param(formats.parse("e4m3"), marks=TAKES_FORMATS, id="Format")])
+def test_the_compiled_cast_is_one_graph_with_the_same_bits(fmt: str | Format, policy: dict[str, object]) -> None:
     x = torch.randn(33, 5, requires_grad=True)
 
     def function(x: torch.Tensor) -> torch.Tensor:
-        return fp8sim.cast(x * 2, "e4m3", **policy) + 1  # type: ignore[arg-type]
+        return fp8sim.cast(x * 2, fmt, **policy) + 1  # type: ignore[arg-type]
 
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(x), function(x))

@@ -132,7 +132,7 @@ def cast(
 
     Args:
         x: [...], a NumPy array or torch tensor.
-        fmt: a format or its name.
+        fmt: a format or its name; its name inside a function that torch before 2.13 compiles.
         rounding, overflow: members of `Rounding` and `Overflow` or their names.
         seed: 64 bits, for stochastic rounding; an int64 tensor does too.
         stream, offset: 64 bits each: which random numbers, and the index of the first element among them.

@@ -8,9 +8,9 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from fp8sim import backends, quantizers, recipes
-from fp8sim.ops.library import constant_result, register
+from fp8sim.ops.library import register
 from fp8sim.quantizers import Quantizer
-from fp8sim.recipes import GEMM_OPERANDS, GemmRecipe, Recipe
+from fp8sim.recipes import GEMM_OPERANDS, GemmStrings, Recipe
 
 
 class Scales(NamedTuple):
@@ -64,32 +64,12 @@ _gemm_op = register(
 )
 
 
-class _GemmPlan(NamedTuple):
-    """A `GemmRecipe` as the registered operation takes it."""
-
-    first: str
-    second: str
-    accumulate: str
-    dtype: str
-
-
-@constant_result
-def _plans(recipe: Recipe) -> tuple[_GemmPlan, ...]:
-    """The three GEMMs of `recipe`, in the order of `GEMM_OPERANDS`."""
-
-    def plan(gemm: GemmRecipe) -> _GemmPlan:
-        first, second = (str(q) if q is not None else "" for q in (gemm.first, gemm.second))
-        return _GemmPlan(first, second, gemm.accumulate, gemm.dtype or "")
-
-    return tuple(plan(recipe.gemm(name)) for name in GEMM_OPERANDS)
-
-
 def _gemm(
-    name: str, a: torch.Tensor, b: torch.Tensor, plan: _GemmPlan, scale: float, layer: str, backend: str
+    name: str, a: torch.Tensor, b: torch.Tensor, gemm: GemmStrings, scale: float, layer: str, backend: str
 ) -> torch.Tensor:
     """One GEMM by recipe: a [..., M, K], b [..., K, N] -> [..., M, N]."""
-    dtype = getattr(torch, plan.dtype) if plan.dtype else a.dtype
-    result: torch.Tensor = _gemm_op(a, b, plan.first, plan.second, plan.accumulate, dtype, scale, layer, name, backend)
+    dtype = getattr(torch, gemm.dtype) if gemm.dtype else a.dtype
+    result: torch.Tensor = _gemm_op(a, b, gemm.first, gemm.second, gemm.accumulate, dtype, scale, layer, name, backend)
     return result
 
 
@@ -101,26 +81,26 @@ class _Matmul(torch.autograd.Function):
         ctx: Any,
         a: torch.Tensor,
         b: torch.Tensor,
-        plans: tuple[_GemmPlan, ...],
+        gemms: tuple[GemmStrings, ...],
         scales: Scales,
         layer: str,
         backend: str,
     ) -> torch.Tensor:
         ctx.save_for_backward(a, b)
-        ctx.plans, ctx.scales, ctx.layer, ctx.backend = plans, scales, layer, backend
-        return _gemm("output", a, b, plans[0], scales[0], layer, backend)
+        ctx.gemms, ctx.scales, ctx.layer, ctx.backend = gemms, scales, layer, backend
+        return _gemm("output", a, b, gemms[0], scales[0], layer, backend)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         a, b = ctx.saved_tensors
-        plans, scales, rest = ctx.plans, ctx.scales, (ctx.layer, ctx.backend)
+        gemms, scales, rest = ctx.gemms, ctx.scales, (ctx.layer, ctx.backend)
         grad_a = grad_b = None
         if ctx.needs_input_grad[0]:
-            grad_a = _gemm("grad_input", grad, b.mT, plans[1], scales[1], *rest)
+            grad_a = _gemm("grad_input", grad, b.mT, gemms[1], scales[1], *rest)
             grad_a = grad_a.sum_to_size(a.shape).to(a.dtype)
         if ctx.needs_input_grad[1]:
-            grad_b = _gemm("grad_weight", grad.mT, a, plans[2], scales[2], *rest).mT
+            grad_b = _gemm("grad_weight", grad.mT, a, gemms[2], scales[2], *rest).mT
             grad_b = grad_b.sum_to_size(b.shape).to(b.dtype)
         return grad_a, grad_b, None, None, None, None
 
@@ -150,9 +130,10 @@ def matmul(
         ValueError: shapes, dtypes or devices that do not fit, or an unknown recipe.
     """
     check_operands(a, b)
-    plans = _plans(recipes.parse(recipe))
+    recipe = recipes.parse(recipe)
+    gemms = tuple(recipe.gemm(gemm).as_strings for gemm in GEMM_OPERANDS)
     backend = backends.select("gemm", a.device.type)
-    result: torch.Tensor = _Matmul.apply(a, b, plans, scales, name, backend)  # type: ignore[no-untyped-call]
+    result: torch.Tensor = _Matmul.apply(a, b, gemms, scales, name, backend)  # type: ignore[no-untyped-call]
     return result
 
 

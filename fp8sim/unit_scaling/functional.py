@@ -131,7 +131,8 @@ class _Gelu(torch.autograd.Function):
     def forward(ctx: Any, x: torch.Tensor, mult: float, alpha: float, beta: float) -> torch.Tensor:
         ctx.save_for_backward(x)
         ctx.mult, ctx.beta = mult, beta
-        return F.gelu(x if mult == 1.0 else x * mult).mul_(alpha / mult)
+        # Not in place: compiled by torch 2.11, a forward that returns the result of mul_ has zero gradients.
+        return F.gelu(x if mult == 1.0 else x * mult) * (alpha / mult)
 
     @staticmethod
     @once_differentiable
