@@ -5,6 +5,9 @@ VENV   := .venv
 RUN    := $(VENV)/bin/python
 PIP    := $(RUN) -m pip --disable-pip-version-check -qq
 
+# torch's threads wait asleep: waiting in a loop costs five times the run where another process has one of the cores.
+export OMP_WAIT_POLICY ?= passive
+
 DEPENDENCIES := $(VENV)/.dependencies-installed
 INSTALLED    := $(VENV)/.fp8sim-installed
 

@@ -146,9 +146,9 @@ def select(op: str, device: str) -> str:
     Raises:
         ValueError: the chosen backend has no such operation or takes no tensors on that device.
     """
-    name = _chosen or ("simulate" if device == "cpu" else "triton")
+    name = _chosen or ("triton" if device == "cuda" else "simulate")
     chosen = row(op, name)
-    if device not in chosen.devices:
+    if device not in (*chosen.devices, "meta"):  # a meta tensor has a shape and nothing to compute
         raise ValueError(
             f"{op} on backend {name!r} takes tensors on {' or '.join(chosen.devices)}, got one on {device}: move it, "
             f"or choose another backend with fp8sim.use_backend"

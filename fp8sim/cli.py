@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
@@ -24,8 +25,17 @@ app = typer.Typer(
 )
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"fp8sim {version('fp8sim')}")
+        raise typer.Exit
+
+
+_VERSION = typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
+
+
 @app.callback()
-def _commands() -> None:
+def _commands(show_version: Annotated[bool, _VERSION] = False) -> None:
     """Low-precision training simulated bit for bit, and checked against kernels."""
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -43,6 +45,9 @@ class Options:
         required_kernels: names of kernels ("triton.cast") that must run.
         out: folder of validation.json and report.html.
         size: of the model. cast_elements: how many numbers each cast is compared on.
+
+    Raises:
+        ValueError: a learning rate that is not positive and finite.
     """
 
     text: Path | None = None
@@ -55,6 +60,10 @@ class Options:
     out: Path = Path()
     size: ModelSize = STANDARD_SIZE
     cast_elements: int = CAST_ELEMENTS
+
+    def __post_init__(self) -> None:
+        if self.learning_rate is not None and not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise ValueError(f"learning_rate={self.learning_rate}: must be positive and finite")
 
     def all_recipes(self) -> list[Recipe]:
         """The recipes to run, each once. ValueError for an unknown name or for the reference itself."""
@@ -90,7 +99,7 @@ class Validation:
 
     def not_run(self) -> list[str]:
         """The kernels that options name and that could not run."""
-        ran = {row.name.split()[0] for row in self.rows if row.verdict is not Verdict.NOT_CHECKED}
+        ran = {row.kernel for row in self.rows if row.verdict is not Verdict.NOT_CHECKED}
         return [name for name in self.options.required_kernels if name not in ran]
 
     def to_dict(self) -> dict[str, Any]:
@@ -142,6 +151,7 @@ def run(options: Options, advance: Callable[[str], None] = lambda what: None) ->
     """
     started, chosen = time.monotonic(), options.all_recipes()
     _check_kernel_names(options.required_kernels)
+    _make_folder(options.out)
     content = text.load(options.text)
     validation = Validation(options, content, Windows(content, seed=options.seed))
     linears = NOTHING
@@ -203,6 +213,20 @@ def _operation_rows(options: Options, linears: Comparison) -> list[Row]:
     ]
 
 
+def _make_folder(out: Path) -> None:
+    """Before the run, so that a minute's work is not lost. ValueError for a folder that cannot be written."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise _unwritable(out, error) from error
+
+
+def _unwritable(out: Path, error: OSError) -> ValueError:
+    return ValueError(f"--out {out}: cannot be written ({error.strerror}); give another folder")
+
+
 def write(validation: Validation) -> tuple[Path, Path]:
     """Write validation.json and report.html into the run's folder; returns their paths.
 
@@ -212,9 +236,8 @@ def write(validation: Validation) -> tuple[Path, Path]:
     data, out = validation.to_dict(), validation.options.out
     paths = out / "validation.json", out / "report.html"
     try:
-        out.mkdir(parents=True, exist_ok=True)
         paths[0].write_text(json.dumps(data, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         paths[1].write_text(page.html(data), encoding="utf-8")
     except OSError as error:
-        raise ValueError(f"--out {out}: cannot be written ({error.strerror}); give another folder") from error
+        raise _unwritable(out, error) from error
     return paths

@@ -55,6 +55,13 @@ def test_cpu_tensors_are_simulated_and_cuda_tensors_run_triton_unless_told_other
     assert backends.select("cast", "cpu") == "simulate"
 
 
+def test_meta_tensors_pass_through_with_their_shape_and_dtype() -> None:
+    x = torch.empty(3, 5, device="meta")
+    assert fp8sim.cast(x, "e4m3").shape == x.shape
+    assert fp8sim.encode(x, "e4m3").dtype == torch.uint8
+    assert fp8sim.functional.linear(x, torch.empty(7, 5, device="meta"), recipe="fp8_naive").shape == (3, 7)
+
+
 def test_a_backend_that_takes_no_such_tensors_is_an_error() -> None:
     message = "cast on backend 'simulate' takes tensors on cpu, got one on cuda: move it, or choose another backend"
     with fp8sim.use_backend("simulate"), pytest.raises(ValueError, match=message):

@@ -62,6 +62,15 @@ def test_the_sequential_sum_is_that_of_a_loop() -> None:
         assert result[i, m, n] == total
 
 
+def test_a_deterministic_run_refuses_blas_on_a_kernel_backend_too() -> None:
+    fp8sim.set_deterministic(True)
+    try:
+        with fp8sim.use_backend("triton"), pytest.raises(ValueError, match="adds by BLAS, which set_deterministic"):
+            matmul(torch.ones(2, 2), torch.ones(2, 2), recipe="fp32")
+    finally:
+        fp8sim.set_deterministic(False)
+
+
 def test_a_deterministic_run_refuses_blas() -> None:
     a, b = normal(3, 4).detach(), normal(4, 5, seed=1).detach()
     fp8sim.set_deterministic(True)

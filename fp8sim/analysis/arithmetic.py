@@ -31,6 +31,7 @@ class Row:
         contract: what was asked of it.
         comparison: what was compared; nothing compared is NOT CHECKED.
         note: why it was not checked.
+        kernel: the kernel's name, as options give it; empty for an operation.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Row:
     contract: str
     comparison: Comparison
     note: str = ""
+    kernel: str = ""
 
     @property
     def detail(self) -> str:

@@ -34,19 +34,28 @@ def kernel_rows(cast_elements: int = CAST_ELEMENTS) -> Iterator[Row]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for backend in kernel_backends():
         label, check = _CHECKS[backend.op]
-        name, reason = f"{kernel_name(backend)} {label}", backend.missing()
+        kernel, reason = kernel_name(backend), backend.missing()
+        name = f"{kernel} {label}"
         if reason is not None:
-            yield Row(name, "-", backend.contract, NOTHING, reason)
+            yield Row(name, "-", backend.contract, NOTHING, reason, kernel)
             continue
         ran_on = torch.cuda.get_device_name() if device == "cuda" else "interpreter"
-        yield Row(name, ran_on, backend.contract, check(backend, device, cast_elements))
+        yield Row(name, ran_on, backend.contract, check(backend, device, cast_elements), kernel=kernel)
 
 
 def check_cast(backend: Backend, device: str, elements: int) -> Comparison:
-    """Cast `elements` float32 patterns to e4m3 and compare every bit with the simulator."""
+    """Cast `elements` float32 patterns to e4m3, encode a few, decode every code: every bit as the simulator's.
+
+    `backend` is the row of the cast; the rows of the other two are those of the same name.
+    """
     x = float32_patterns(elements)
-    expected = backend_row("cast", "simulate").load()(x, "e4m3")
-    return bitwise("cast", backend.load()(x.to(device), "e4m3").cpu(), expected)
+    codes = torch.arange(256).to(torch.uint8)
+    total = NOTHING
+    for op, given in (("cast", x), ("encode", x[: elements // 16]), ("decode", codes)):
+        kernel = backend if op == backend.op else backend_row(op, backend.name)
+        expected = backend_row(op, "simulate").load()(given, "e4m3")
+        total += bitwise(op, kernel.load()(given.to(device), "e4m3").cpu(), expected)
+    return total
 
 
 def check_gemm(backend: Backend, device: str, elements: int) -> Comparison:

@@ -11,6 +11,7 @@ from fp8sim import backends, quantizers, recipes
 from fp8sim.ops.library import register
 from fp8sim.quantizers import Quantizer
 from fp8sim.recipes import GEMM_OPERANDS, GemmStrings, Recipe
+from fp8sim.simulate.matmul import refuse_blas
 
 
 class Scales(NamedTuple):
@@ -43,6 +44,8 @@ def _gemm_impl(
 ) -> torch.Tensor:
     gemm = backends.row("gemm", backend).load()
     pair = (_quantizer(first), _quantizer(second))
+    if backend != "simulate" and pair == (None, None):  # torch's own matmul
+        refuse_blas(accumulate)
     result: torch.Tensor = gemm(
         a, b, quantizers=pair, scale=scale, accumulate=accumulate, dtype=dtype, layer=layer, name=name
     )

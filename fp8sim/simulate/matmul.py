@@ -56,6 +56,15 @@ def set_deterministic(on: bool) -> None:
     _deterministic = on
 
 
+def refuse_blas(accumulate: str) -> None:
+    """ValueError for a GEMM that BLAS is about to add, after `set_deterministic(True)`."""
+    if _deterministic:
+        raise ValueError(
+            f"accumulate={accumulate!r} adds by BLAS, which set_deterministic(True) refuses: use 'float32.sequential' "
+            f"on backend 'simulate'"
+        )
+
+
 def gemm(
     a: torch.Tensor,
     b: torch.Tensor,
@@ -86,10 +95,8 @@ def gemm(
     Raises:
         ValueError: an accumulation by BLAS after `set_deterministic(True)`.
     """
-    if _deterministic and accumulate != "float32.sequential":
-        raise ValueError(
-            f"accumulate={accumulate!r} adds by BLAS, which set_deterministic(True) refuses: use 'float32.sequential'"
-        )
+    if accumulate != "float32.sequential":
+        refuse_blas(accumulate)
     used = (_quantized(a, quantizers[0]), _quantized(b.mT, quantizers[1]).mT)
     wide = torch.float64 if a.dtype == torch.float64 else torch.float32
     product = _sequential if accumulate == "float32.sequential" else torch.matmul
