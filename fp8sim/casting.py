@@ -16,7 +16,16 @@ import numpy as np
 
 from fp8sim import _core, formats
 from fp8sim.formats import Format
-from fp8sim.rounding import Conversion, Overflow, Rounding, member, resolve
+from fp8sim.rounding import (
+    Conversion,
+    Overflow,
+    Policy,
+    Rounding,
+    member,
+    preset_policy,
+    resolve,
+    resolve_policy,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -88,21 +97,100 @@ def encode(
     stream: int = 0,
     offset: int = 0,
     random_bits: int = 32,
+    preset: str | None = None,
 ) -> _Array:
     """The code of `fmt` that every element rounds to.
 
     Arguments, special values and errors as for `cast`. NaN gives the NaN code of its sign (`Format.nan_code`); in a
     format without NaN, the code of the largest number.
 
+    Args:
+        preset: a name in `fp8sim.rounding.PRESETS`, for the codes of another library: it decides rounding, overflow,
+            NaN codes and what E8M0 does with zero and signs.
+
     Returns:
         [...], of the kind of `x`, C-contiguous, dtype `code_dtype(fmt)`: one code per element, in the low bits.
+
+    Raises:
+        ValueError: an unknown preset, one that says nothing of `fmt`, or one beside `rounding`, `overflow` or a seed.
     """
+    if preset is not None:
+        check_alone(preset, rounding, overflow, seed)
+        return _encode_as(x, formats.parse(fmt), preset_policy(preset, formats.parse(fmt)))
     conversion = _conversion(fmt, rounding, overflow)
     random = _random(conversion, seed, stream, offset, random_bits)
     dtype, codes = _dtype_of(x, "x", _FLOATS), code_dtype(formats.parse(fmt))
     result = _empty(x, codes)
     _run(_core.encode, _memory(x, "x"), _memory(result, "out"), (dtype, codes, conversion), random)
     return result
+
+
+def _encode_as(x: _Array, fmt: Format, policy: Policy) -> _Array:
+    """The codes of `x` under any policy: the loops' work, then what it replaces."""
+    dtype, codes = _dtype_of(x, "x", _FLOATS), code_dtype(fmt)
+    values = _compact(_memory(x, "x"))
+    if dtype == "bfloat16":
+        dtype, values = "float32", (values.astype(np.uint32) << 16).view(np.float32)
+    elif dtype == "float16":  # which lacks the ends of replacements
+        dtype, values = "float32", values.astype(np.float32)
+    if policy.drops_sign:
+        values = np.abs(values)
+    result = _empty(x, codes)
+    target = _memory(result, "out")
+    _run(_core.encode, values, target, (dtype, codes, resolve_policy(fmt, policy)), {})
+    for low, high, code in policy.replacements:
+        np.copyto(target, code, where=(values >= low) & (values <= high), casting="unsafe")
+    return result
+
+
+_PTX_RS = {
+    "float16": ((16, 0), 13),
+    "bfloat16": ((16, 0), 16),
+    **dict.fromkeys(("float8_e4m3fn", "float8_e5m2", "float6_e2m3fn", "float6_e3m2fn"), ((16, 16, 0, 0), 16)),
+    "float4_e2m1fn": ((24, 8, 16, 0), 8),
+}
+"""Of `cvt.rs`: the lowest bit, in the word of random bits, of each operand's share, and how many bits it has."""
+
+
+def encode_ptx_rs(x: np.ndarray[Any, Any], fmt: str | Format, rbits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The codes of PTX `cvt.rs`, as far as the PTX ISA documents it; no hardware has confirmed it here.
+
+    Away from zero iff the random bits, added to the discarded bits, carry: P3109's StochasticA with 13 bits (float16),
+    16 bits (bfloat16, FP8, FP6) or 8 bits (FP4) of `rbits`. In FP8 and FP6 a and b share the upper half, and e and f
+    the lower one; in FP4 a, b, e, f take bits 24-31, 8-15, 16-23, 0-7. What is not documented and assumed here: bits
+    discarded below those are dropped, and subnormal results round at their own spacing. FP8, FP6 and FP4 saturate; an
+    infinity or too large a number becomes infinity in float16 and bfloat16. NaN as in the preset "cvt.rn".
+
+    Args:
+        x: [..., k], float32: the operands in the instruction's order, (a, b) of 16-bit formats, else (a, b, e, f).
+        fmt: float16, bfloat16, float8_e4m3fn, float8_e5m2, float6_e2m3fn, float6_e3m2fn, float4_e2m1fn or an alias.
+        rbits: [...], uint32, the word of random bits of each instruction.
+
+    Returns:
+        [..., k], the codes in the order of `x`, dtype `code_dtype(fmt)`. In the register, a is in the highest bits.
+
+    Raises:
+        ValueError: another format, shapes that do not fit.
+        TypeError: other dtypes.
+    """
+    fmt = formats.parse(fmt)
+    if fmt.name not in _PTX_RS:
+        raise ValueError(f"fmt={fmt.name!r}: cvt.rs converts to {', '.join(_PTX_RS)}")
+    places, bits = _PTX_RS[fmt.name]
+    _dtype_of(x, "x", ("float32",)), _dtype_of(rbits, "rbits", ("uint32",))
+    if x.shape != (*rbits.shape, len(places)):
+        raise ValueError(f"x has shape {x.shape}: expected that of rbits and {len(places)}, {rbits.shape}")
+    random = (rbits[..., np.newaxis] >> np.array(places, np.uint32)) & np.uint32((1 << bits) - 1)
+    policy = preset_policy("cvt.rn" if fmt.bits == 16 else "cvt.rn.satfinite", fmt)
+    down = _encode_as(x, fmt, policy._replace(rounding=Rounding.TOWARD_ZERO))
+    magnitude = down & (fmt.sign_bit - 1)
+    below = np.minimum(magnitude, fmt.max_code - 1)
+    number, low, high = (decode(code, fmt, dtype="float64") for code in (magnitude, below, below + 1))
+    discarded = (np.where(np.isfinite(x), np.abs(x), 0).astype(np.float64) - number) / (high - low)
+    away = np.floor(discarded * 2.0**bits) + random >= 2**bits
+    may_go = magnitude <= fmt.max_code - (policy.overflow is Overflow.SATURATE)
+    codes: np.ndarray[Any, Any] = down + (away & may_go).astype(down.dtype)
+    return codes
 
 
 def decode(codes: _Array, fmt: str | Format, *, dtype: Any = "float32") -> _Array:
@@ -156,6 +244,13 @@ def stream_id(name: str, gemm: str, operand: str, step: int) -> int:
 
 def _conversion(fmt: str | Format, rounding: Rounding | str, overflow: Overflow | str) -> Conversion:
     return resolve(formats.parse(fmt), member(Rounding, rounding, "rounding"), member(Overflow, overflow, "overflow"))
+
+
+def check_alone(preset: str, rounding: Rounding | str, overflow: Overflow | str, seed: object) -> None:
+    """ValueError unless all that a preset decides was left to it."""
+    mode, limit = member(Rounding, rounding, "rounding"), member(Overflow, overflow, "overflow")
+    if (mode, limit, seed) != (Rounding.TIES_TO_EVEN, Overflow.SATURATE, None):
+        raise ValueError(f"preset={preset!r} decides rounding and overflow, and is not stochastic: drop the others")
 
 
 def _random(conversion: Conversion, seed: int | None, stream: int, offset: int, random_bits: int) -> dict[str, int]:

@@ -9,9 +9,10 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from fp8sim import backends, casting, formats
+from fp8sim.casting import check_alone
 from fp8sim.formats import Format
 from fp8sim.ops.library import constant_result, register
-from fp8sim.rounding import Overflow, Rounding, member, resolve
+from fp8sim.rounding import Overflow, Rounding, member, preset_policy, resolve
 
 _Array = TypeVar("_Array", "np.ndarray[Any, Any]", torch.Tensor)
 
@@ -27,13 +28,18 @@ def _run(
     on: str,
 ) -> torch.Tensor:
     """Call the implementation of `op` on backend `on`; 64-bit patterns arrive as int64."""
-    fmt, rounding, overflow = policy.split(":")
-    random: dict[str, Any] = {}
+    fmt, options = _parse(policy)
     if seed is not None:
-        random = {"seed": int(seed) % 2**64, "stream": stream % 2**64, "offset": offset % 2**64}
-        random["random_bits"] = random_bits
-    result: torch.Tensor = backends.row(op, on).load()(x, fmt, rounding=rounding, overflow=overflow, **random)
+        options |= {"seed": int(seed) % 2**64, "stream": stream % 2**64, "offset": offset % 2**64}
+        options["random_bits"] = random_bits
+    result: torch.Tensor = backends.row(op, on).load()(x, fmt, **options)
     return result
+
+
+def _parse(policy: str) -> tuple[str, dict[str, Any]]:
+    """The format and the options of "format:rounding:overflow" or "format:preset"."""
+    fmt, *names = policy.split(":")
+    return fmt, dict(zip(("rounding", "overflow") if len(names) == 2 else ("preset",), names, strict=True))
 
 
 def _cast_impl(x: torch.Tensor, policy: str, seed: torch.Tensor | None, *rest: Any) -> torch.Tensor:
@@ -94,6 +100,14 @@ def _policy(fmt: str | Format, rounding: Rounding | str, overflow: Overflow | st
     mode, limit = member(Rounding, rounding, "rounding"), member(Overflow, overflow, "overflow")
     resolve(parsed, mode, limit)
     return f"{parsed}:{mode.name}:{limit.name}"
+
+
+@constant_result
+def _preset(fmt: str | Format, name: str) -> str:
+    """The policy of a preset as one string. ValueError for a preset that does not exist or does not know the format."""
+    parsed = formats.parse(fmt)
+    preset_policy(name, parsed)
+    return f"{parsed}:{name}"
 
 
 def _arguments(
@@ -165,9 +179,9 @@ def _cast_into(x: torch.Tensor, policy: str, out: torch.Tensor, random: dict[str
     """`cast` with `out=`, which records no gradient."""
     if torch.is_grad_enabled() and (x.requires_grad or out.requires_grad):
         raise ValueError("out= is refused when a gradient is needed: drop it, or call under torch.no_grad()")
-    fmt, rounding, overflow = policy.split(":")
+    fmt, options = _parse(policy)
     load = backends.row("cast", backends.select("cast", x.device.type)).load
-    result: torch.Tensor = load()(x, fmt, rounding=rounding, overflow=overflow, out=out, **random)
+    result: torch.Tensor = load()(x, fmt, out=out, **options, **random)
     return result
 
 
@@ -181,19 +195,38 @@ def encode(
     stream: int = 0,
     offset: int = 0,
     random_bits: int = 32,
+    preset: str | None = None,
 ) -> _Array:
     """The code of `fmt` that every element rounds to.
 
     Arguments, special values and errors as for `cast`.
 
+    Args:
+        preset: a name in `fp8sim.rounding.PRESETS` ("torch", "ml_dtypes", "cvt.rn.satfinite", ...), for the codes of
+            another library, bit for bit; it decides rounding and overflow. The simulator alone takes it.
+
     Returns:
         [...], uint8; uint16 for formats above 8 bits, uint32 above 16. One code per element, in the low bits.
+
+    Raises:
+        ValueError: an unknown preset, one that says nothing of `fmt`, one beside `rounding`, `overflow` or a seed, or
+            one on another backend than the simulator.
     """
     random: dict[str, Any] = {"seed": seed, "stream": stream, "offset": offset, "random_bits": random_bits}
     if not isinstance(x, torch.Tensor):
-        return casting.encode(x, fmt, rounding=rounding, overflow=overflow, **random)
-    policy = _policy(fmt, rounding, overflow)
-    result: torch.Tensor = _encode_op(x.detach(), *_arguments("encode", x, policy, **random))
+        return casting.encode(x, fmt, rounding=rounding, overflow=overflow, preset=preset, **random)
+    if preset is None:
+        policy = _policy(fmt, rounding, overflow)
+    else:
+        check_alone(preset, rounding, overflow, seed)
+        policy = _preset(fmt, preset)
+    arguments = _arguments("encode", x, policy, **random)
+    if preset is not None and arguments[-1] != "simulate":
+        raise ValueError(
+            f"preset={preset!r} needs the simulator, and this would run on {arguments[-1]!r}: use a CPU tensor, and "
+            f"use_backend('simulate')"
+        )
+    result: torch.Tensor = _encode_op(x.detach(), *arguments)
     return result
 
 

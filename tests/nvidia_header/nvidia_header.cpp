@@ -6,6 +6,8 @@
 // Needs only the headers of the CUDA toolkit: g++ -O2 -I <toolkit>/include nvidia_header.cpp
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#include <cuda_fp4.h>
+#include <cuda_fp6.h>
 #include <cuda_fp8.h>
 
 #include <cstdint>
@@ -25,9 +27,24 @@ To same_bits(From from) {
 
 float as_float(uint32_t bits) { return same_bits<float>(bits); }
 
-template <__nv_fp8_interpretation_t kind>
+template <__nv_fp8_interpretation_t kind, __nv_saturation_t saturation = __NV_SATFINITE>
 uint8_t fp32_to_fp8(uint32_t bits) {
-    return __nv_cvt_float_to_fp8(as_float(bits), __NV_SATFINITE, kind);
+    return __nv_cvt_float_to_fp8(as_float(bits), saturation, kind);
+}
+
+template <__nv_fp6_interpretation_t kind, cudaRoundMode mode>
+uint8_t fp32_to_fp6(uint32_t bits) {
+    return __nv_cvt_float_to_fp6(as_float(bits), kind, mode);
+}
+
+template <cudaRoundMode mode>
+uint8_t fp32_to_fp4(uint32_t bits) {
+    return __nv_cvt_float_to_fp4(as_float(bits), __NV_E2M1, mode);
+}
+
+template <__nv_saturation_t saturation, cudaRoundMode mode>
+uint8_t fp32_to_e8m0(uint32_t bits) {
+    return __nv_cvt_float_to_e8m0(as_float(bits), saturation, mode);
 }
 
 template <__nv_fp8_interpretation_t kind>
@@ -66,6 +83,18 @@ void stream() {
 const std::map<std::string, void (*)()> kConversions = {
     {"fp32_to_fp8e4nv", stream<uint32_t, uint8_t, fp32_to_fp8<__NV_E4M3>>},
     {"fp32_to_fp8e5", stream<uint32_t, uint8_t, fp32_to_fp8<__NV_E5M2>>},
+    {"fp32_to_fp8e4nv_nosat", stream<uint32_t, uint8_t, fp32_to_fp8<__NV_E4M3, __NV_NOSAT>>},
+    {"fp32_to_fp8e5_nosat", stream<uint32_t, uint8_t, fp32_to_fp8<__NV_E5M2, __NV_NOSAT>>},
+    {"fp32_to_e2m3_rn", stream<uint32_t, uint8_t, fp32_to_fp6<__NV_E2M3, cudaRoundNearest>>},
+    {"fp32_to_e2m3_rz", stream<uint32_t, uint8_t, fp32_to_fp6<__NV_E2M3, cudaRoundZero>>},
+    {"fp32_to_e3m2_rn", stream<uint32_t, uint8_t, fp32_to_fp6<__NV_E3M2, cudaRoundNearest>>},
+    {"fp32_to_e3m2_rz", stream<uint32_t, uint8_t, fp32_to_fp6<__NV_E3M2, cudaRoundZero>>},
+    {"fp32_to_e2m1_rn", stream<uint32_t, uint8_t, fp32_to_fp4<cudaRoundNearest>>},
+    {"fp32_to_e2m1_rz", stream<uint32_t, uint8_t, fp32_to_fp4<cudaRoundZero>>},
+    {"fp32_to_e8m0_rz", stream<uint32_t, uint8_t, fp32_to_e8m0<__NV_SATFINITE, cudaRoundZero>>},
+    {"fp32_to_e8m0_rz_nosat", stream<uint32_t, uint8_t, fp32_to_e8m0<__NV_NOSAT, cudaRoundZero>>},
+    {"fp32_to_e8m0_rp", stream<uint32_t, uint8_t, fp32_to_e8m0<__NV_SATFINITE, cudaRoundPosInf>>},
+    {"fp32_to_e8m0_rp_nosat", stream<uint32_t, uint8_t, fp32_to_e8m0<__NV_NOSAT, cudaRoundPosInf>>},
     {"fp16_to_fp8e4nv", stream<uint16_t, uint8_t, fp16_to_fp8<__NV_E4M3>>},
     {"fp16_to_fp8e5", stream<uint16_t, uint8_t, fp16_to_fp8<__NV_E5M2>>},
     {"bf16_to_fp8e4nv", stream<uint16_t, uint8_t, bf16_to_fp8<__NV_E4M3>>},

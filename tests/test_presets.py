@@ -1,0 +1,223 @@
+"""Presets give the codes of torch, ml_dtypes and NVIDIA's header, bit for bit, on every kind of input."""
+
+import itertools
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import nvidia_header
+import oracle
+import pytest
+import torch
+from boundaries import assert_same_codes, boundaries
+
+import fp8sim
+from fp8sim import casting
+from fp8sim.formats import FORMATS, parse
+from fp8sim.rounding import PRESETS, Overflow, Rounding
+
+Array = np.ndarray[Any, Any]
+TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
+TORCH_PRESET = "torch" if TORCH >= (2, 12) else "torch_before_2.12"
+ROWS = [(preset, name) for preset, table in PRESETS.items() for name in table]
+HEADER_NAMES = {"float8_e4m3fn": "fp8e4nv", "float8_e5m2": "fp8e5", "float16": "fp16", "bfloat16": "bf16"}
+
+
+def header_name(preset: str, name: str) -> str:
+    """What `nvidia_header` calls the conversion."""
+    mode, nosat = preset[4:6], "" if preset.endswith("satfinite") else "_nosat"
+    if name in HEADER_NAMES:
+        return HEADER_NAMES[name] + ("" if FORMATS[name].bits == 16 else nosat)
+    short = name.split("_")[1].removesuffix("fnu").removesuffix("fn")
+    return f"{short}_{mode}{nosat if short == 'e8m0' else ''}"
+
+
+def theirs(preset: str, name: str, x: Array) -> Array:
+    """The codes that the library itself gives; skips where it is not the one installed."""
+    if preset == TORCH_PRESET:
+        return torch.from_numpy(x).to(getattr(torch, name)).view(torch.uint8).numpy()
+    if preset == "ml_dtypes":
+        with np.errstate(all="ignore"):
+            return x.astype(getattr(ml_dtypes, name)).view(casting.code_dtype(FORMATS[name]))
+    if preset.startswith("torch"):
+        pytest.skip(f"torch {torch.__version__} has the other policy")
+    try:
+        return nvidia_header.convert(x.view(np.uint32), "fp32", header_name(preset, name))
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+
+
+def patterns(count: int) -> Array:
+    """An even sample of all binary32 patterns, and everything within 2 of a multiple of 2^17."""
+    sample = np.arange(count, dtype=np.uint32) * np.uint32(2**32 // count)
+    edges = (np.arange(2**15, dtype=np.uint32) << np.uint32(17))[:, None] + np.arange(-2, 3).astype(np.uint32)
+    return np.concatenate([sample, edges.ravel()]).view(np.float32)
+
+
+def check_preset(preset: str, name: str, x: Array) -> None:
+    assert_same_codes(casting.encode(x, name, preset=preset), theirs(preset, name, x), x, f"{preset} {name}")
+
+
+@pytest.mark.parametrize(("preset", "name"), ROWS)
+def test_a_preset_gives_the_codes_of_the_library(preset: str, name: str) -> None:
+    for x in (boundaries(FORMATS[name], "float32"), patterns(2**14)):
+        check_preset(preset, name, x)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("preset", "name"), ROWS)
+def test_a_preset_gives_the_codes_of_the_library_on_an_even_sample(preset: str, name: str) -> None:
+    check_preset(preset, name, patterns(2**24))
+
+
+# The table of what libraries do beyond the largest number: +x, -x of a finite number, infinity and NaN.
+
+CELLS = {
+    ("torch", "e4m3"): (0x7E, 0xFE, 0x7E, 0xFE, 0x7F, 0xFF),
+    ("torch_before_2.12", "e4m3"): (0x7F, 0xFF, 0x7F, 0xFF, 0x7F, 0xFF),
+    ("ml_dtypes", "e4m3"): (0x7F, 0xFF, 0x7F, 0xFF, 0x7F, 0xFF),
+    ("cvt.rn.satfinite", "e4m3"): (0x7E, 0xFE, 0x7E, 0xFE, 0x7F, 0x7F),
+    ("cvt.rn", "e4m3"): (0x7F, 0xFF, 0x7F, 0xFF, 0x7F, 0x7F),
+    ("torch", "e5m2"): (0x7C, 0xFC, 0x7C, 0xFC, 0x7F, 0xFF),
+    ("torch_before_2.12", "e5m2"): (0x7C, 0xFC, 0x7C, 0xFC, 0x7F, 0xFF),
+    ("ml_dtypes", "e5m2"): (0x7C, 0xFC, 0x7C, 0xFC, 0x7E, 0xFE),
+    ("cvt.rn.satfinite", "e5m2"): (0x7B, 0xFB, 0x7B, 0xFB, 0x7F, 0x7F),
+    ("cvt.rn", "e5m2"): (0x7C, 0xFC, 0x7C, 0xFC, 0x7F, 0x7F),
+    ("torch", "e4m3fnuz"): (0x80,) * 6,
+    ("ml_dtypes", "e4m3fnuz"): (0x80,) * 6,
+    ("ml_dtypes", "e4m3b11fnuz"): (0x80,) * 6,
+    ("torch", "e5m2fnuz"): (0x80,) * 6,
+    ("ml_dtypes", "e5m2fnuz"): (0x80,) * 6,
+    ("ml_dtypes", "float8_e4m3"): (0x78, 0xF8, 0x78, 0xF8, 0x7C, 0xFC),
+    ("ml_dtypes", "float8_e3m4"): (0x70, 0xF0, 0x70, 0xF0, 0x78, 0xF8),
+    ("ml_dtypes", "e2m3"): (0x1F, 0x3F, 0x1F, 0x3F, 0x20, 0x00),
+    ("ml_dtypes", "e3m2"): (0x1F, 0x3F, 0x1F, 0x3F, 0x20, 0x00),
+    ("ml_dtypes", "e2m1"): (0x07, 0x0F, 0x07, 0x0F, 0x08, 0x00),
+    ("cvt.rn.satfinite", "e2m3"): (0x1F, 0x3F, 0x1F, 0x3F, 0x1F, 0x1F),
+    ("cvt.rn.satfinite", "e3m2"): (0x1F, 0x3F, 0x1F, 0x3F, 0x1F, 0x1F),
+    ("cvt.rn.satfinite", "e2m1"): (0x07, 0x0F, 0x07, 0x0F, 0x07, 0x07),
+    ("torch", "e8m0"): (0xFF,) * 6,
+    ("ml_dtypes", "e8m0"): (0xFF,) * 6,
+    ("cvt.rz", "e8m0"): (0xFE, 0xFE, 0xFF, 0xFF, 0xFF, 0xFF),
+    ("cvt.rp", "e8m0"): (0xFF,) * 6,
+    ("cvt.rz.satfinite", "e8m0"): (0xFE, 0xFE, 0xFE, 0xFE, 0xFF, 0xFF),
+    ("cvt.rp.satfinite", "e8m0"): (0xFE, 0xFE, 0xFE, 0xFE, 0xFF, 0xFF),
+}
+
+
+@pytest.mark.parametrize(("preset", "name"), CELLS)
+def test_what_becomes_of_overflow_infinity_and_nan(preset: str, name: str) -> None:
+    large = np.float32(3.3e38)
+    x = np.array([large, -large, np.inf, -np.inf, np.nan, -np.nan], np.float32)
+    assert casting.encode(x, name, preset=preset).tolist() == list(CELLS[preset, name])
+
+
+@pytest.mark.parametrize("preset", [preset for preset, name in CELLS if name == "e4m3"])
+def test_ties_beyond_the_largest_number(preset: str) -> None:
+    """464 is a tie that all round down to 448; 61440 one that goes up, which is overflow."""
+    overflow = {name: CELLS[preset, name][0] for name in ("e4m3", "e5m2")}
+    for name, tie, expected in (
+        ("e4m3", 464, [0x7E, 0x7E, overflow["e4m3"]]),
+        ("e5m2", 61440, [0x7B, overflow["e5m2"], overflow["e5m2"]]),
+    ):
+        x = np.nextafter(np.float32([tie] * 3), np.float32([0, tie, np.inf]))
+        assert casting.encode(x, name, preset=preset).tolist() == expected
+
+
+E8M0 = {
+    # 0, -0, 2^-128, 2^-127, just above it, 1.5 * 2^-127, 1, just above it, 1.5, 3, -1.5
+    "torch": (0, 0, 0, 0, 1, 1, 127, 127, 128, 129, 128),
+    "ml_dtypes": (255, 255, 0, 0, 1, 1, 127, 127, 128, 129, 255),
+    "cvt.rz": (0, 0, 0, 0, 0, 0, 127, 127, 127, 128, 127),
+    "cvt.rp": (0, 0, 0, 0, 1, 1, 127, 128, 128, 129, 128),
+}
+
+
+@pytest.mark.parametrize("preset", E8M0)
+def test_e8m0_zero_ties_signs_and_subnormals(preset: str) -> None:
+    half = np.float32(2.0**-127)
+    above_half, above_one = np.nextafter(half, np.float32(1)), np.nextafter(np.float32(1), np.float32(2))
+    x = np.array([0.0, -0.0, half / 2, half, above_half, 1.5 * half, 1, above_one, 1.5, 3, -1.5], np.float32)
+    assert casting.encode(x, "e8m0", preset=preset).tolist() == list(E8M0[preset])
+
+
+# Kinds of arrays.
+
+
+@pytest.mark.parametrize(("preset", "name"), [("torch", "e8m0"), ("ml_dtypes", "e5m2"), ("cvt.rn", "e4m3")])
+def test_every_kind_of_array_gives_the_same(preset: str, name: str) -> None:
+    x = boundaries(parse(name), "float16")
+    expected = casting.encode(x.astype(np.float32), name, preset=preset)
+    assert_same_codes(casting.encode(x, name, preset=preset), expected, x, "float16")
+    assert_same_codes(casting.encode(x.astype(">f2"), name, preset=preset), expected, x, "big-endian")
+    assert_same_codes(casting.encode(x.astype(np.float64), name, preset=preset), expected, x, "float64")
+    tensor = torch.from_numpy(x)
+    assert_same_codes(fp8sim.encode(tensor, name, preset=preset).numpy(), expected, x, "tensor")
+    assert_same_codes(fp8sim.encode(tensor.flip(0), name, preset=preset).numpy()[::-1], expected, x, "flipped")
+    short = tensor.bfloat16()
+    expected = fp8sim.encode(short.float(), name, preset=preset)
+    assert torch.equal(fp8sim.encode(short, name, preset=preset), expected)
+    compiled = torch.compile(lambda t: fp8sim.encode(t, name, preset=preset), backend="eager", fullgraph=True)
+    assert torch.equal(compiled(short), expected)
+
+
+X = np.ones(4, np.float32)
+MISUSES = {
+    "preset='numpy': use one of torch, ": lambda: casting.encode(X, "e4m3", preset="numpy"),
+    "preset='torch' says nothing of float4_e2m1fn: it has": lambda: fp8sim.encode(X, "e2m1", preset="torch"),
+    "preset='torch' decides rounding and overflow": lambda: casting.encode(
+        X, "e4m3", preset="torch", overflow="INFINITY"
+    ),
+    "preset='torch' decides": lambda: fp8sim.encode(torch.ones(2), "e4m3", preset="torch", seed=3),
+    "fmt='float8_e8m0fnu': cvt.rs converts to": lambda: casting.encode_ptx_rs(X, "e8m0", np.uint32(0)),
+    "x has shape \\(4,\\): expected that of rbits and 4": lambda: casting.encode_ptx_rs(
+        X, "e4m3", np.ones(4, np.uint32)
+    ),
+}
+
+
+@pytest.mark.parametrize("message", MISUSES)
+def test_misuse_is_a_clear_error(message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        MISUSES[message]()
+
+
+def test_a_preset_runs_on_the_simulator_alone() -> None:
+    with fp8sim.use_backend("triton"), pytest.raises(ValueError, match="preset='torch' needs the simulator"):
+        fp8sim.encode(torch.ones(3), "e4m3", preset="torch")
+
+
+# PTX cvt.rs.
+
+UPPER, LOWER = range(16, 32), range(16)
+SHARES = {
+    # which bits of the word each operand takes
+    "fp16": (range(16, 29), range(13)),
+    "bf16": (UPPER, LOWER),
+    **dict.fromkeys(("e4m3", "e5m2", "e2m3", "e3m2"), (UPPER, UPPER, LOWER, LOWER)),
+    "e2m1": (range(24, 32), range(8, 16), range(16, 24), range(8)),
+}
+
+
+@pytest.mark.parametrize("name", SHARES)
+def test_ptx_rs_is_stochastic_a_with_the_operands_share_of_the_random_bits(name: str) -> None:
+    fmt, shares = parse(name), SHARES[name]
+    x = boundaries(fmt, "float32")
+    x = np.resize(x[np.isfinite(x)][:: max(1, x.size // 2000)], (500, len(shares)))
+    words = np.random.default_rng(0).integers(0, 2**32, 500, dtype=np.uint32)
+    codes = casting.encode_ptx_rs(x, name, words)
+    overflow = Overflow.INFINITY if fmt.bits == 16 else Overflow.SATURATE
+    for row, (operand, bits) in itertools.product(range(500), enumerate(shares)):
+        random = int(words[row]) >> bits.start & ((1 << len(bits)) - 1)
+        value = float(x[row, operand])
+        expected = oracle.encode(value, fmt, Rounding.STOCHASTIC_A, overflow, random, len(bits))
+        assert codes[row, operand] == expected, (name, value, hex(words[row]), operand)
+
+
+@pytest.mark.parametrize(
+    ("name", "nan", "infinity"), [("e4m3", 0x7F, 0x7E), ("e2m1", 0x07, 0x07), ("bf16", 0x7FFF, 0x7F80)]
+)
+def test_ptx_rs_specials(name: str, nan: int, infinity: int) -> None:
+    x = np.resize(np.float32([np.nan, np.inf]), len(SHARES[name]))
+    assert casting.encode_ptx_rs(x, name, np.array(2**32 - 1, np.uint32))[:2].tolist() == [nan, infinity]
+    assert casting.encode_ptx_rs(-x, name, np.array(0, np.uint32)).tolist()[0] == nan
