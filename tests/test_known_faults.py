@@ -1,4 +1,9 @@
-"""Faults that other implementations of casts had: each one, by the name of its report, cannot come back here."""
+"""Faults that other implementations of casts had: each one, by the name of its report, cannot come back here.
+
+`REPORTS` lists them, "project #number"; each has a test with both in its name.
+"""
+
+import re
 
 import numpy as np
 import pytest
@@ -6,6 +11,35 @@ import torch
 
 from fp8sim import casting
 from fp8sim.formats import FORMATS, parse
+from fp8sim.quantizers import QUANTIZERS
+
+REPORTS = {
+    "ml_dtypes": (223, 401),
+    "gfloat": (49, 62),
+    "qpytorch": (23, 24, 42, 43, 48),
+    "pychop": (4,),
+    "chop": (5,),
+    "cpfloat": (10,),
+    "universal": (1302, 1351),
+    "onnx": (7784,),
+    "openvino": (30057, 34165),
+    "tt_metal": (51975,),
+    "triton": (2583, 10745, 10778, 11897),
+    "intel_triton": (7771,),
+    "stochastic_rounding_jl": (62,),
+    "onednn": (2903,),
+    "te": (2639, 3281),
+    "torchao": (2035, 4725),
+    "pytorch": (177769, 179111),
+    "ocannl": (647,),
+}
+
+
+@pytest.mark.parametrize("project", REPORTS)
+def test_every_report_has_a_test(project: str) -> None:
+    tests = [name for name in globals() if name.startswith("test_")]
+    for number in REPORTS[project]:
+        assert any(re.search(rf"_{project}_(\d+_|and_)*{number}(_|$)", name) for name in tests), (project, number)
 
 
 def cast64(x: float, fmt: str, **options: object) -> float:
@@ -212,3 +246,34 @@ def test_onednn_2903_the_random_bits_meet_the_discarded_ones() -> None:
         tie = 1 + 2.0 ** -(parse(fmt).mantissa_bits + 1)
         up = casting.cast(np.full(4096, tie, np.float32), fmt, rounding="STOCHASTIC", seed=2) > 1
         assert 0.45 < up.mean() < 0.55
+
+
+def test_te_3281_small_formats_round_stochastically_without_an_instruction_for_it() -> None:
+    x = np.full(4096, 1.25, np.float32)
+    for fmt in ("e2m1", "e2m3", "e4m3"):
+        for mode in ("STOCHASTIC", "STOCHASTIC_A", "STOCHASTIC_B"):
+            numbers = casting.cast(x, fmt, rounding=mode, seed=4)
+            assert (numbers >= 1).all()
+            assert abs(numbers.mean() - 1.25) < 0.05
+
+
+# Scale factors.
+
+
+def test_torchao_2035_the_rule_of_mx_factors_is_part_of_the_name() -> None:
+    """FLOOR clips what exceeds 448/512 of the next power of two; RCEIL clips nothing."""
+    x = np.full(32, 511, np.float32)
+    floor, rceil = (QUANTIZERS[name].quantize(x) for name in ("mxfp8_e4m3", "mxfp8_e4m3_rceil"))
+    assert (floor.scales.item(), rceil.scales.item()) == (127, 128)
+    assert (floor.dequantize() == 448).all()
+    assert (rceil.dequantize() == 512).all()
+
+
+def test_pytorch_179111_small_factors_of_nvfp4_stay_small() -> None:
+    """A factor of at least 2^-6, torchao's, makes a third more of numbers that a subnormal factor keeps."""
+    x = np.zeros(32, np.float32)
+    x[0], x[16:] = 2688, 6 * 2.0**-9
+    plain, torchao = (QUANTIZERS[name].quantize(x) for name in ("nvfp4", "nvfp4_torchao"))
+    np.testing.assert_array_equal(plain.dequantize(), x)
+    assert torchao.scales[..., 1].item() == 0x08
+    np.testing.assert_array_equal(torchao.dequantize()[16:], 4 / 3 * x[16:])

@@ -7,6 +7,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+import nvidia_header
 import pytest
 import torch
 from boundaries import NARROW, P3109_NARROW, assert_same_codes, bits_of, boundaries, random_integers
@@ -155,6 +156,37 @@ def test_torch_rounds_twice_from_float64_and_we_once(name: str) -> None:
     x = torch.tensor([1 + half + 2.0**-40], dtype=torch.float64)
     assert x.to(getattr(torch, name)).double().item() == 1
     assert casting.cast(x, name).item() == 1 + 2 * half
+
+
+# NVIDIA's header, whose conversions from binary32 are those of the presets "cvt" (see test_presets.py).
+
+
+@pytest.fixture(scope="module")
+def header() -> Callable[..., Array]:
+    try:
+        nvidia_header.build()
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    return nvidia_header.convert
+
+
+@pytest.mark.parametrize("source", ["fp16", "bf16"])
+@pytest.mark.parametrize(("name", "target"), [("float8_e4m3fn", "fp8e4nv"), ("float8_e5m2", "fp8e5")])
+def test_nvidia_header_from_every_half(source: str, name: str, target: str, header: Callable[..., Array]) -> None:
+    patterns = np.arange(2**16, dtype=np.uint16)
+    x = patterns.view(np.float16 if source == "fp16" else ml_dtypes.bfloat16)
+    theirs = header(patterns, source, target)
+    assert_same_codes(casting.encode(x, name, preset="cvt.rn.satfinite"), theirs, x, f"{source} {name}")
+
+
+@pytest.mark.parametrize(("name", "source"), [("float8_e4m3fn", "fp8e4nv"), ("float8_e5m2", "fp8e5")])
+def test_nvidia_header_decodes_every_code(name: str, source: str, header: Callable[..., Array]) -> None:
+    """Finite codes and infinities; of NaN the header keeps neither sign nor a fixed payload."""
+    codes = np.arange(256, dtype=np.uint8)
+    theirs, ours = header(codes, source, "fp32").view(np.float32), casting.decode(codes, name)
+    np.testing.assert_array_equal(np.isnan(theirs), np.isnan(ours))
+    number = ~np.isnan(ours)
+    np.testing.assert_array_equal(bits_of(theirs)[number], bits_of(ours)[number])
 
 
 # gfloat, which has most modes.
