@@ -11,10 +11,12 @@ export OMP_WAIT_POLICY ?= passive
 DEPENDENCIES := $(VENV)/.dependencies-installed
 INSTALLED    := $(VENV)/.fp8sim-installed
 
-.PHONY: help validate test test-full bench lint format install clean
+.PHONY: help validate test test-full bench lint format install clean sanitize fuzz mutants
 help:
 	@echo "make validate   does the scaling rule hold, and do the kernels compute what they claim?  ARGS=\"--text FILE\""
 	@echo "make test       format, lint, types and the fast tests;  make test-full adds the exhaustive ones"
+	@echo "make sanitize   tests and fuzzing under AddressSanitizer and UBSan;  make fuzz ARGS=\"--seconds 600\""
+	@echo "make mutants    the share of planted faults that the tests notice"
 	@echo "make bench      benchmarks;  make lint, format, install, clean"
 
 validate: $(INSTALLED)
@@ -28,6 +30,28 @@ test-full: lint
 
 bench: $(INSTALLED)
 	$(RUN) -m benchmarks.run --suite casts $(ARGS)
+
+# A second build of the package, in build/sanitize, in front of the installed one. -P keeps the sources out of its way.
+SANITIZERS      := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -O1 -g1
+RUNTIMES        := libasan.so libubsan.so libstdc++.so
+RUN_SANITIZED    = LD_PRELOAD="$(foreach name,$(RUNTIMES),$(shell g++ -print-file-name=$(name)))" PYTHONMALLOC=malloc \
+    ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=build/sanitize:tests $(RUN) -P
+SANITIZED_TESTS := test_fuzz.py test_casting.py test_known_faults.py test_random_bits.py test_loops.py
+
+build/sanitize/.built: $(INSTALLED)
+	@echo "building fp8sim with $(SANITIZERS) ..."
+	@FP8SIM_CUDA=0 FP8SIM_CXXFLAGS="$(SANITIZERS)" $(RUN) setup.py --quiet build --build-lib build/sanitize \
+	    --build-temp build/sanitize-objects 2> build/sanitize.log || { cat build/sanitize.log; exit 1; }
+	@touch $@
+
+sanitize: fuzz
+	$(RUN_SANITIZED) -m pytest -q -p no:cacheprovider $(addprefix tests/,$(SANITIZED_TESTS))
+
+fuzz: build/sanitize/.built
+	$(RUN_SANITIZED) tests/fuzz.py $(ARGS)
+
+mutants: $(INSTALLED)
+	$(RUN) -W ignore tests/mutants.py $(ARGS)
 
 lint: $(INSTALLED)
 	$(RUN) -m ruff format --check --quiet . || { echo "run: make format"; exit 1; }

@@ -102,6 +102,7 @@ class BuildExt(build_ext):
         with ThreadPoolExecutor(max_workers=min(os.cpu_count() or 1, 8)) as pool:
             ext.extra_objects = list(pool.map(lambda source: self.compile_one(ext, source), ext.sources))
         ext.sources = []
+        ext.depends = [*ext.depends, *ext.extra_objects]  # so that a changed source alone is linked again
         ext.extra_link_args = ["-pthread", *EXTRA_CXXFLAGS]
         if ext.name == "fp8sim._cuda":
             self.link_cuda(ext)

@@ -266,6 +266,7 @@ def binding_misuses() -> dict[str, Any]:
         "target has 63 elements": lambda: _core.cast(x, y[1:], "float32", GOOD),
         "target has items of 8 bytes": lambda: _core.cast(x, y.astype(np.float64), "float32", GOOD),
         "source has items of 4 bytes": lambda: _core.cast(x, y, "float16", GOOD),
+        "target holds Python objects": lambda: _core.cast(x.astype(np.float64), y.astype(object), "float64", GOOD),
         "source is not C-contiguous": lambda: _core.cast(x[::2], y[:32].copy(), "float32", GOOD),
         "source is not aligned": lambda: _core.cast(misaligned, y, "float32", GOOD),
         "target is read-only": lambda: _core.cast(x, frozen, "float32", GOOD),

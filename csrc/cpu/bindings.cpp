@@ -25,8 +25,11 @@ struct Operand {
     const char* end() const { return begin() + array.nbytes(); }
 };
 
+constexpr uint64_t kHoldsReferences = 1;  // NumPy's NPY_ITEM_REFCOUNT
+
 void check(const Operand& operand) {
     const std::string argument = operand.argument;
+    if (operand.array.dtype().flags() & kHoldsReferences) refuse(argument + " holds Python objects: pass numbers");
     const auto address = reinterpret_cast<uintptr_t>(operand.begin());
     if (operand.array.itemsize() != operand.dtype.bytes) {
         refuse(argument + " has items of " + std::to_string(operand.array.itemsize()) + " bytes: expected " +
