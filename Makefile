@@ -30,6 +30,7 @@ test-full: lint
 
 bench: $(INSTALLED)
 	$(RUN) -m benchmarks.run --suite casts $(ARGS)
+	$(RUN) -m benchmarks.scaling
 
 # A second build of the package, in build/sanitize, in front of the installed one. -P keeps the sources out of its way.
 SANITIZERS      := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -O1 -g1
