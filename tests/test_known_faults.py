@@ -12,6 +12,7 @@ import torch
 from fp8sim import casting
 from fp8sim.formats import FORMATS, parse
 from fp8sim.quantizers import QUANTIZERS
+from fp8sim.rounding import Rounding
 
 REPORTS = {
     "ml_dtypes": (223, 401),
@@ -165,10 +166,11 @@ def test_microxcaling_the_largest_float32_is_no_nan() -> None:
 # Codes of NaN and zero.
 
 
-def test_qpytorch_48_float32_as_a_format_changes_nothing() -> None:
+@pytest.mark.parametrize("mode", Rounding)
+def test_qpytorch_48_float32_as_a_format_changes_nothing(mode: Rounding) -> None:
     x = np.random.default_rng(0).integers(0, 2**32, 2**16, dtype=np.uint32).view(np.float32)
     number = ~np.isnan(x)
-    same = casting.cast(x, "float32", overflow="INFINITY")
+    same = casting.cast(x, "float32", rounding=mode, overflow="INFINITY", seed=1 if mode.is_stochastic else None)
     np.testing.assert_array_equal(same.view(np.uint32)[number], x.view(np.uint32)[number])
 
 
