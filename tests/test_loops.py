@@ -367,10 +367,16 @@ def test_more_elements_than_32_bits_count() -> None:
     if os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") < 16 * 2**30:
         pytest.skip("needs 16 GiB of memory")
     x = np.zeros(count, ml_dtypes.bfloat16)
-    x[-3:] = [1, 2, -3]
+    x[-3:] = [1, 2.1, -3.3]
+    tail = x[-3:].copy()
     codes = casting.encode(x, "e4m3")
-    assert codes[-4:].tolist() == [0, 0x38, 0x40, 0xC4]
+    assert codes[-4:].tolist() == [0, *casting.encode(tail, "e4m3")]
     assert not codes[:-3].any()
+    del codes
+    casting.cast(x, "e4m3", rounding="STOCHASTIC", seed=1, out=x)
+    expected = casting.cast(tail, "e4m3", rounding="STOCHASTIC", seed=1, offset=count - 3)
+    np.testing.assert_array_equal(x[-3:], expected)
+    assert not x[:-3].any()
 
 
 # One definition for each instruction set.
