@@ -9,7 +9,7 @@ import nvidia_header
 import oracle
 import pytest
 import torch
-from boundaries import assert_same_codes, boundaries
+from boundaries import assert_same_codes, bits_of, boundaries
 
 import fp8sim
 from fp8sim import casting
@@ -32,6 +32,14 @@ def header_name(preset: str, name: str) -> str:
     return f"{short}_{mode}{nosat if short == 'e8m0' else ''}"
 
 
+def of_header(preset: str, name: str, x: Array, source: str) -> Array:
+    """The codes that NVIDIA's header gives; skips where there is none."""
+    try:
+        return nvidia_header.convert(bits_of(x), source, header_name(preset, name))
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+
+
 def theirs(preset: str, name: str, x: Array) -> Array:
     """The codes that the library itself gives; skips where it is not the one installed."""
     if preset == TORCH_PRESET:
@@ -41,10 +49,7 @@ def theirs(preset: str, name: str, x: Array) -> Array:
             return x.astype(getattr(ml_dtypes, name)).view(casting.code_dtype(FORMATS[name]))
     if preset.startswith("torch"):
         pytest.skip(f"torch {torch.__version__} has the other policy")
-    try:
-        return nvidia_header.convert(x.view(np.uint32), "fp32", header_name(preset, name))
-    except FileNotFoundError as error:
-        pytest.skip(str(error))
+    return of_header(preset, name, x, "fp32")
 
 
 def patterns(count: int) -> Array:
@@ -68,6 +73,14 @@ def test_a_preset_gives_the_codes_of_the_library(preset: str, name: str) -> None
 @pytest.mark.parametrize(("preset", "name"), ROWS)
 def test_a_preset_gives_the_codes_of_the_library_on_an_even_sample(preset: str, name: str) -> None:
     check_preset(preset, name, patterns(2**24))
+
+
+@pytest.mark.parametrize(("preset", "name"), [(p, n) for p, n in ROWS if p.startswith("cvt") and FORMATS[n].bits <= 8])
+def test_float64_is_rounded_once_as_in_the_header(preset: str, name: str) -> None:
+    """NaN apart, of which the header's binary64 functions keep sign and payload, unlike its others."""
+    x = boundaries(FORMATS[name], "float64")
+    x = x[~np.isnan(x)]
+    assert_same_codes(casting.encode(x, name, preset=preset), of_header(preset, name, x, "fp64"), x, f"{preset} {name}")
 
 
 # The table of what libraries do beyond the largest number: +x, -x of a finite number, infinity and NaN.
@@ -110,6 +123,27 @@ def test_what_becomes_of_overflow_infinity_and_nan(preset: str, name: str) -> No
     large = np.float32(3.3e38)
     x = np.array([large, -large, np.inf, -np.inf, np.nan, -np.nan], np.float32)
     assert casting.encode(x, name, preset=preset).tolist() == list(CELLS[preset, name])
+
+
+OCP = {  # of saturating and other conversions; the sign of NaN is not fixed there
+    ("SATURATE", "e4m3"): (448, -448, 448, -448, np.nan),
+    ("SATURATE", "e5m2"): (57344, -57344, 57344, -57344, np.nan),
+    ("INFINITY", "e4m3"): (np.nan,) * 5,
+    ("INFINITY", "e5m2"): (np.inf, -np.inf, np.inf, -np.inf, np.nan),
+}
+
+
+@pytest.mark.parametrize(("overflow", "name"), OCP)
+def test_overflow_of_the_ocp_formats_and_of_gfloat(overflow: str, name: str) -> None:
+    x = np.array([1e6, -1e6, np.inf, -np.inf, np.nan], np.float32)
+    np.testing.assert_array_equal(casting.cast(x, name, overflow=overflow), OCP[overflow, name])
+    known = pytest.importorskip("gfloat.formats")
+    import gfloat
+
+    info = {"e4m3": known.format_info_ocp_e4m3, "e5m2": known.format_info_ocp_e5m2}[name]
+    with np.errstate(all="ignore"):
+        theirs = gfloat.round_ndarray(info, x, gfloat.RoundMode.TiesToEven, sat=overflow == "SATURATE")
+    np.testing.assert_array_equal(theirs, OCP[overflow, name])
 
 
 @pytest.mark.parametrize("preset", [preset for preset, name in CELLS if name == "e4m3"])

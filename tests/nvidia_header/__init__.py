@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 HERE = Path(__file__).resolve().parent
 
-CODE_TYPES = {"fp32": np.uint32, "fp16": np.uint16, "bf16": np.uint16, "fp8e4nv": np.uint8, "fp8e5": np.uint8}
+CODE_TYPES = {"fp64": np.uint64, "fp32": np.uint32, "fp16": np.uint16, "bf16": np.uint16}
+CODE_TYPES |= {"fp8e4nv": np.uint8, "fp8e5": np.uint8}
 """Names of types as in Triton, and the unsigned integers that hold their codes."""
 
 
@@ -48,8 +49,8 @@ def build() -> Path:
 def convert(codes: NDArray[np.unsignedinteger], source: str, target: str) -> NDArray[np.unsignedinteger]:
     """Codes of `target` that NVIDIA's header gives for codes of `source` (round to nearest even; FP8 saturating).
 
-    From fp32 there are targets with another policy in their names, all of bytes: fp8e4nv_nosat, fp8e5_nosat; e2m3, e3m2
-    and e2m1 each with _rn or _rz; e8m0_rz, e8m0_rp, e8m0_rz_nosat, e8m0_rp_nosat.
+    From fp32 and fp64 there are targets with another policy in their names, all of bytes: fp8e4nv_nosat, fp8e5_nosat;
+    e2m3, e3m2 and e2m1 each with _rn or _rz; e8m0_rz, e8m0_rp, e8m0_rz_nosat, e8m0_rp_nosat.
     """
     patterns = np.ascontiguousarray(codes, CODE_TYPES[source])
     done = subprocess.run([build(), f"{source}_to_{target}"], input=patterns.tobytes(), capture_output=True, check=True)

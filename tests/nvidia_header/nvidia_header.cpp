@@ -47,6 +47,28 @@ uint8_t fp32_to_e8m0(uint32_t bits) {
     return __nv_cvt_float_to_e8m0(as_float(bits), saturation, mode);
 }
 
+double as_double(uint64_t bits) { return same_bits<double>(bits); }
+
+template <__nv_fp8_interpretation_t kind, __nv_saturation_t saturation = __NV_SATFINITE>
+uint8_t fp64_to_fp8(uint64_t bits) {
+    return __nv_cvt_double_to_fp8(as_double(bits), saturation, kind);
+}
+
+template <__nv_fp6_interpretation_t kind, cudaRoundMode mode>
+uint8_t fp64_to_fp6(uint64_t bits) {
+    return __nv_cvt_double_to_fp6(as_double(bits), kind, mode);
+}
+
+template <cudaRoundMode mode>
+uint8_t fp64_to_fp4(uint64_t bits) {
+    return __nv_cvt_double_to_fp4(as_double(bits), __NV_E2M1, mode);
+}
+
+template <__nv_saturation_t saturation, cudaRoundMode mode>
+uint8_t fp64_to_e8m0(uint64_t bits) {
+    return __nv_cvt_double_to_e8m0(as_double(bits), saturation, mode);
+}
+
 template <__nv_fp8_interpretation_t kind>
 uint8_t fp16_to_fp8(uint16_t bits) {
     return __nv_cvt_halfraw_to_fp8(same_bits<__half_raw>(bits), __NV_SATFINITE, kind);
@@ -95,6 +117,20 @@ const std::map<std::string, void (*)()> kConversions = {
     {"fp32_to_e8m0_rz_nosat", stream<uint32_t, uint8_t, fp32_to_e8m0<__NV_NOSAT, cudaRoundZero>>},
     {"fp32_to_e8m0_rp", stream<uint32_t, uint8_t, fp32_to_e8m0<__NV_SATFINITE, cudaRoundPosInf>>},
     {"fp32_to_e8m0_rp_nosat", stream<uint32_t, uint8_t, fp32_to_e8m0<__NV_NOSAT, cudaRoundPosInf>>},
+    {"fp64_to_fp8e4nv", stream<uint64_t, uint8_t, fp64_to_fp8<__NV_E4M3>>},
+    {"fp64_to_fp8e5", stream<uint64_t, uint8_t, fp64_to_fp8<__NV_E5M2>>},
+    {"fp64_to_fp8e4nv_nosat", stream<uint64_t, uint8_t, fp64_to_fp8<__NV_E4M3, __NV_NOSAT>>},
+    {"fp64_to_fp8e5_nosat", stream<uint64_t, uint8_t, fp64_to_fp8<__NV_E5M2, __NV_NOSAT>>},
+    {"fp64_to_e2m3_rn", stream<uint64_t, uint8_t, fp64_to_fp6<__NV_E2M3, cudaRoundNearest>>},
+    {"fp64_to_e2m3_rz", stream<uint64_t, uint8_t, fp64_to_fp6<__NV_E2M3, cudaRoundZero>>},
+    {"fp64_to_e3m2_rn", stream<uint64_t, uint8_t, fp64_to_fp6<__NV_E3M2, cudaRoundNearest>>},
+    {"fp64_to_e3m2_rz", stream<uint64_t, uint8_t, fp64_to_fp6<__NV_E3M2, cudaRoundZero>>},
+    {"fp64_to_e2m1_rn", stream<uint64_t, uint8_t, fp64_to_fp4<cudaRoundNearest>>},
+    {"fp64_to_e2m1_rz", stream<uint64_t, uint8_t, fp64_to_fp4<cudaRoundZero>>},
+    {"fp64_to_e8m0_rz", stream<uint64_t, uint8_t, fp64_to_e8m0<__NV_SATFINITE, cudaRoundZero>>},
+    {"fp64_to_e8m0_rz_nosat", stream<uint64_t, uint8_t, fp64_to_e8m0<__NV_NOSAT, cudaRoundZero>>},
+    {"fp64_to_e8m0_rp", stream<uint64_t, uint8_t, fp64_to_e8m0<__NV_SATFINITE, cudaRoundPosInf>>},
+    {"fp64_to_e8m0_rp_nosat", stream<uint64_t, uint8_t, fp64_to_e8m0<__NV_NOSAT, cudaRoundPosInf>>},
     {"fp16_to_fp8e4nv", stream<uint16_t, uint8_t, fp16_to_fp8<__NV_E4M3>>},
     {"fp16_to_fp8e5", stream<uint16_t, uint8_t, fp16_to_fp8<__NV_E5M2>>},
     {"bf16_to_fp8e4nv", stream<uint16_t, uint8_t, bf16_to_fp8<__NV_E4M3>>},
