@@ -31,7 +31,8 @@ ODD = [
     parse("e2m2(bias=-125,nan=none)"),  # up to the binade above it
     parse("e8m1(bias=127,nan=all_ones)"),  # the same, with the smallest normal number of binary32
     parse("e4m1(bias=127,nan=none,unsigned,infinity)"),  # the same emin as binary32, another range
-    parse("e8m1(bias=126,nan=all_ones)"),  # all but the same
+    parse("e7m1(bias=126,nan=all_ones)"),  # the next one; its smallest number is binary32's smallest normal one
+    parse("e7m2(bias=126,nan=ieee,infinity)"),  # the same, and a subnormal one
 ]
 """Formats that the catalogue lacks: unsigned with fraction, without exponent range, beyond binary32 on every side."""
 
