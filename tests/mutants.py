@@ -63,6 +63,8 @@ EQUIVALENT = {
     "core/rounding.hpp: const Word far = smaller<Word>(scaled.shift, all_shifted_out + [33]);": "all is shifted out",
     "core/rounding.hpp: const Word left = where(n [>=] shift, n - shift);": "0 either way where they are equal",
     "core/rounding.hpp: const int64_t highest_field = lowest_field + binades [+] 1;": _SLOWER,
+    "core/rounding.hpp: const int64_t binades = larger<int64_t>((c.max_code + c.offset) [<<] c.mantissa_bits, "
+    "1);": _SLOWER,
     "core/rounding.hpp: return emin_field > 1 ? Reach::kWithin : (emin_field == [2] ? Reach::kAligned : "
     "Reach::kBeyond);": _SLOWER,
 }

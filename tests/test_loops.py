@@ -299,6 +299,22 @@ def test_the_array_oracle_is_the_rational_one_for_wide_formats(fmt: Format) -> N
         assert_same_codes(found, np.array(expected, np.uint32), x, f"{fmt} {mode.name}")
 
 
+@pytest.mark.usefixtures("any_isa")
+@pytest.mark.parametrize(
+    "name", ["e9m22(bias=900,nan=none)", "e8m23(bias=3000,nan=none)", "e8m23(bias=30000,nan=none)"]
+)
+def test_every_number_is_above_a_format_far_below(name: str) -> None:
+    """Its exponent above the format's, shifted beyond the fraction, would not fit in a word."""
+    fmt = parse(name)
+    x = np.float32(2.0) ** np.arange(-149, 128, dtype=np.float32)
+    for isa, mode in itertools.product(_core.isas(), MODES):
+        _core.set_isa(isa)
+        options = STREAM if mode.is_stochastic else {}
+        codes = casting.encode(np.concatenate([x, -x]), fmt, rounding=mode, **options)
+        assert (codes[: x.size] == fmt.max_code).all()
+        assert (codes[x.size :] == fmt.max_code | fmt.sign_bit).all()
+
+
 @functools.cache
 def numbers_of(fmt: Format) -> Array:
     return np.array([fmt.to_float(code) for code in fmt.codes])
