@@ -8,7 +8,7 @@ tensor([  0.3125, 288.0000, 448.0000])
 from importlib.metadata import version as _version
 
 from fp8sim.backends import use_backend
-from fp8sim.formats import Format, Nan
+from fp8sim.formats import Codebook, Format, Nan, fixed_point
 from fp8sim.ops.cast import cast, decode, encode
 from fp8sim.ops.quantize import quantize
 from fp8sim.quantizers import QuantizedTensor, Quantizer
@@ -20,6 +20,7 @@ from fp8sim.unit_scaling import functional
 __version__ = _version("fp8sim")
 
 __all__ = [
+    "Codebook",
     "Format",
     "Nan",
     "Overflow",
@@ -31,6 +32,7 @@ __all__ = [
     "cast",
     "decode",
     "encode",
+    "fixed_point",
     "functional",
     "quantize",
     "set_deterministic",

@@ -65,6 +65,14 @@ def decode(
     NaN codes give the quiet NaN of their sign; a number that `dtype` lacks is rounded to it, ties to even.
     """
 
+def encode_levels(
+    source: np.ndarray[Any, Any], target: np.ndarray[Any, Any], dtype: str, cuts: np.ndarray[Any, Any]
+) -> None:
+    """target[i] = how many of `cuts` source[i] exceeds: the code of a codebook's closest level, all of them for NaN.
+
+    `cuts`: at most 255 ascending numbers, float64 if `dtype` is "float64", else float32; `target` is uint8.
+    """
+
 def random_integers(
     target: np.ndarray[Any, Any], *, seed: int = 0, stream: int = 0, offset: int = 0, random_bits: int = 32
 ) -> None:

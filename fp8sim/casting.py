@@ -10,12 +10,12 @@ import hashlib
 import operator
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from fp8sim import _core, formats
-from fp8sim.formats import Format
+from fp8sim import _core, codebooks, formats
+from fp8sim.formats import Codebook, Format
 from fp8sim.rounding import (
     Conversion,
     Overflow,
@@ -56,7 +56,8 @@ def cast(
 
     Args:
         x: [...], a NumPy array (ml_dtypes' bfloat16 included) or CPU tensor of any strides, empty and 0-d included.
-        fmt: a format or its name.
+        fmt: a format or its name. In a codebook, x takes the closest level, NaN the last one; of two equally close ones
+            the even code, the larger or the smaller magnitude, as the mode says, which must be one with ties.
         rounding: a member of `Rounding` or its name in any case.
         overflow: a member of `Overflow` or its name in any case.
         seed: 64 bits; the stochastic modes need it, the others refuse it.
@@ -74,14 +75,17 @@ def cast(
         TypeError: `x` is no array or tensor of the four dtypes, `out` is none of the kind and dtype of `x`.
     """
     conversion = _conversion(fmt, rounding, overflow)
-    random = _random(conversion, seed, stream, offset, random_bits)
+    random = _random(Rounding(conversion.rounding), seed, stream, offset, random_bits)
     dtype = _dtype_of(x, "x", _FLOATS)
     source = _memory(x, "x")
     result = _empty(x, dtype) if out is None else out
     target = _memory(result, "out")
     if out is not None:
         _check_out(x, out, source, target)
-    _run(_core.cast, source, target, (dtype, conversion), random)
+    if isinstance(conversion, Levels):
+        target[...] = _take_levels(_closest_codes(source, dtype, conversion), conversion.fmt, dtype)
+    else:
+        _run(_core.cast, source, target, (dtype, conversion), random)
     if out is not None:
         _mark_as_changed(out)
     return result
@@ -118,10 +122,14 @@ def encode(
         check_alone(preset, rounding, overflow, seed)
         return _encode_as(x, formats.parse(fmt), preset_policy(preset, formats.parse(fmt)))
     conversion = _conversion(fmt, rounding, overflow)
-    random = _random(conversion, seed, stream, offset, random_bits)
+    random = _random(Rounding(conversion.rounding), seed, stream, offset, random_bits)
     dtype, codes = _dtype_of(x, "x", _FLOATS), code_dtype(formats.parse(fmt))
     result = _empty(x, codes)
-    _run(_core.encode, _memory(x, "x"), _memory(result, "out"), (dtype, codes, conversion), random)
+    source, target = _memory(x, "x"), _memory(result, "out")
+    if isinstance(conversion, Levels):
+        target[...] = _closest_codes(source, dtype, conversion)
+    else:
+        _run(_core.encode, source, target, (dtype, codes, conversion), random)
     return result
 
 
@@ -216,6 +224,9 @@ def decode(codes: _Array, fmt: str | Format, *, dtype: Any = "float32") -> _Arra
     source = _memory(codes, "codes")
     _check_codes(source, fmt)
     result = _empty(codes, name)
+    if isinstance(fmt, Codebook):
+        _memory(result, "out")[...] = _take_levels(source, fmt, name)
+        return result
     conversion = resolve(fmt, Rounding.TIES_TO_EVEN, Overflow.SATURATE)
     _run(_core.decode, source, _memory(result, "out"), (code_name, name, conversion), {})
     return result
@@ -242,8 +253,11 @@ def stream_id(name: str, gemm: str, operand: str, step: int) -> int:
 # Policy.
 
 
-def _conversion(fmt: str | Format, rounding: Rounding | str, overflow: Overflow | str) -> Conversion:
-    return resolve(formats.parse(fmt), member(Rounding, rounding, "rounding"), member(Overflow, overflow, "overflow"))
+class Levels(NamedTuple):
+    """A conversion to a codebook."""
+
+    fmt: Codebook
+    rounding: Rounding
 
 
 def check_alone(preset: str, rounding: Rounding | str, overflow: Overflow | str, seed: object) -> None:
@@ -253,9 +267,20 @@ def check_alone(preset: str, rounding: Rounding | str, overflow: Overflow | str,
         raise ValueError(f"preset={preset!r} decides rounding and overflow, and is not stochastic: drop the others")
 
 
-def _random(conversion: Conversion, seed: int | None, stream: int, offset: int, random_bits: int) -> dict[str, int]:
+def _conversion(fmt: str | Format, rounding: Rounding | str, overflow: Overflow | str) -> Conversion | Levels:
+    return policy_of(formats.parse(fmt), member(Rounding, rounding, "rounding"), member(Overflow, overflow, "overflow"))
+
+
+def policy_of(fmt: Format, rounding: Rounding, overflow: Overflow) -> Conversion | Levels:
+    """What conversions to `fmt` need. ValueError if the format cannot represent the policy."""
+    if not isinstance(fmt, Codebook):
+        return resolve(fmt, rounding, overflow)
+    codebooks.check(fmt, rounding, overflow)
+    return Levels(fmt, rounding)
+
+
+def _random(mode: Rounding, seed: int | None, stream: int, offset: int, random_bits: int) -> dict[str, int]:
     """The keywords of `_core` that say which random bits to use."""
-    mode = Rounding(conversion.rounding)
     if not mode.is_stochastic:
         if seed is not None:
             raise ValueError(
@@ -359,6 +384,25 @@ def _run(
     function(_compact(source), result, *arguments, **random)
     if result is not target:
         target[...] = result
+
+
+# Codebooks.
+
+
+def _closest_codes(source: np.ndarray[Any, Any], dtype: str, levels: Levels) -> np.ndarray[Any, Any]:
+    """The codes [...] of memory of the dtype of that name."""
+    codes = np.empty(source.shape, np.uint8)
+    cuts = codebooks.thresholds(levels.fmt, levels.rounding, "float64" if dtype == "float64" else "float32")
+    _core.encode_levels(_compact(source), codes, dtype, cuts)
+    return codes
+
+
+def _take_levels(codes: np.ndarray[Any, Any], fmt: Codebook, dtype: str) -> np.ndarray[Any, Any]:
+    """The levels of `codes` [...] as memory of the dtype of that name, rounded once, infinity above its range."""
+    levels = np.array(fmt.levels)
+    patterns = levels if dtype == "float64" else encode(levels, dtype, overflow=Overflow.INFINITY)
+    table = patterns if dtype == "bfloat16" else patterns.view(dtype)
+    return np.take(table, codes, mode="clip")  # codes were checked
 
 
 # What may be written to.

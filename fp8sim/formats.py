@@ -1,10 +1,15 @@
 """Number formats as data: which numbers exist and which code stands for each.
 
-A `Format` is a row of seven numbers and flags; every other property is derived from it, and everything that
-iterates formats (C++ and CUDA loops, Triton kernels, tests, the command line) takes a `Format`. To add one, add one
-line to `_CATALOGUE`.
+A `Format` is a row of numbers and flags; every other property is derived from it, and everything that iterates formats
+(C++ and CUDA loops, Triton kernels, tests, the command line) takes a `Format`. To add one, add one line to
+`_CATALOGUE`. There are three kinds:
 
-All formats here share one structure. Dropping the sign bit, codes count upwards with the values they stand for:
+- floating point, `Format(...)`, P3109's by formula (`p3109`);
+- fixed point, `fixed_point(8, 6)`: a float with one exponent bit, whose numbers are equally spaced, with two's
+  complement for its codes;
+- a codebook, `Codebook("mine", levels)`: any list of numbers.
+
+The first two share one structure. Dropping the sign, codes count upwards with the values they stand for:
 
     zero, subnormals, normals, [infinity], [NaN ...]
 
@@ -16,9 +21,10 @@ from __future__ import annotations
 import contextlib
 import enum
 import functools
+import itertools
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from types import MappingProxyType
@@ -39,7 +45,7 @@ class Nan(enum.Enum):
 
 @dataclass(frozen=True)
 class Format:
-    """A binary floating-point format of 2 to 32 bits.
+    """A binary floating-point format of 2 to 32 bits, or one of fixed point (see `fixed_point`).
 
     A code is, from the most significant bit: sign (if `signed`), exponent field E of `exponent_bits`, fraction T of
     `mantissa_bits` = M. With `zero` (all formats but E8M0) it stands for
@@ -57,6 +63,9 @@ class Format:
         signed: whether there is a sign bit.
         zero: whether code 0 is zero.
         finite_domain: a P3109 finite format: `Overflow.INFINITY` gives the largest number instead of NaN.
+        twos_complement: the code of -x is 2^bits minus that of x: fixed point, with one exponent bit.
+        symmetric: of a two's complement: conversions leave the lowest code (0x80 of 8 bits), which has no positive
+            counterpart, unused. It stands for its number all the same.
 
     Raises:
         ValueError: a combination that describes no format; the message says why.
@@ -71,6 +80,8 @@ class Format:
     signed: bool = True
     zero: bool = True
     finite_domain: bool = False
+    twos_complement: bool = False
+    symmetric: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.nan, Nan):
@@ -94,6 +105,14 @@ class Format:
         yield "a finite domain has no infinity", self.finite_domain and self.infinity
         yield "only a format without sign and fraction can do without zero", not self.zero and (self.signed or m > 0)
         yield "no code is left for a number", self.max_code < 1
+        yield from self._conflicts_of_fixed_point()
+
+    def _conflicts_of_fixed_point(self) -> Iterator[tuple[str, bool]]:
+        twos, special = self.twos_complement, self.nan is not Nan.NONE or self.infinity or self.finite_domain
+        yield "a two's complement has equally spaced numbers: use one exponent bit", twos and self.exponent_bits != 1
+        yield "a two's complement has a sign; without one, fixed point is its own code", twos and not self.signed
+        yield "a two's complement has a code for neither NaN nor infinity: use Nan.NONE", twos and special
+        yield "symmetric=True leaves a code of a two's complement unused", self.symmetric and not twos
 
     # Codes. A magnitude code is a code without its sign bit.
 
@@ -120,6 +139,17 @@ class Format:
         return self.top_code - (self.nan is Nan.ALL_ONES) - self.infinity
 
     @property
+    def lowest_code(self) -> int:
+        """Code of the lowest number that conversions produce: -max, or 0 in an unsigned format."""
+        if not self.signed:
+            return 0
+        return self.negative(self.max_code + (self.twos_complement and not self.symmetric))
+
+    def negative(self, magnitude: int) -> int:
+        """The code of minus the number with that magnitude code."""
+        return ((1 << self.bits) - magnitude) % (1 << self.bits) if self.twos_complement else magnitude | self.sign_bit
+
+    @property
     def inf_code(self) -> int | None:
         """Code of +infinity, or None."""
         return self.max_code + 1 if self.infinity else None
@@ -137,7 +167,7 @@ class Format:
     @property
     def has_negative_zero(self) -> bool:
         """Whether a lone sign bit stands for -0."""
-        return self.signed and self.nan is not Nan.NEGATIVE_ZERO
+        return self.signed and self.nan is not Nan.NEGATIVE_ZERO and not self.twos_complement
 
     @property
     def codes(self) -> range:
@@ -149,7 +179,7 @@ class Format:
         magnitude, _ = self._split(code)
         if self.nan is Nan.NEGATIVE_ZERO:
             return code == self.sign_bit
-        return magnitude > self.max_code + self.infinity
+        return magnitude > self.max_code + self.infinity and self.nan is not Nan.NONE
 
     def is_infinite(self, code: int) -> bool:
         """Whether `code` stands for an infinity. ValueError if it is no code of this format."""
@@ -180,8 +210,8 @@ class Format:
 
     @property
     def smallest_normal(self) -> Fraction:
-        """The smallest positive normal number, 2^emin."""
-        return Fraction(2) ** self.emin
+        """The smallest positive number of full precision: 2^emin, in fixed point `smallest`."""
+        return self.smallest if self.twos_complement else Fraction(2) ** self.emin
 
     @property
     def smallest(self) -> Fraction:
@@ -234,7 +264,8 @@ class Format:
         """(magnitude code, sign)."""
         if not 0 <= code < 1 << self.bits:
             raise ValueError(f"{code:#x} is no code of {self.name}: its codes are 0 to {(1 << self.bits) - 1:#x}")
-        return code & ~self.sign_bit, bool(code & self.sign_bit)
+        negative = bool(code & self.sign_bit)
+        return self.negative(code) if negative and self.twos_complement else code & ~self.sign_bit, negative
 
     # Text. parse(str(x)) == x.
 
@@ -242,6 +273,8 @@ class Format:
         with contextlib.suppress(ValueError):  # a label like "binary99p1se" names no format
             if _by_name(self.name) == self:
                 return self.name
+        if self.twos_complement:
+            return f"fixed{self.bits}(fraction={self.bias + self.mantissa_bits - 1}{',symmetric' * self.symmetric})"
         flags = [f"bias={self.bias}", f"nan={self.nan.value}"]
         flags += [name for name, is_on in self._flags().items() if is_on]
         return f"e{self.exponent_bits}m{self.mantissa_bits}({','.join(flags)})"
@@ -254,6 +287,114 @@ class Format:
             "finite_domain": self.finite_domain,
         }
 
+
+@dataclass(frozen=True, init=False)
+class Codebook(Format):
+    """A list of numbers, the levels, each the number that its index stands for: codes of 1 to 8 bits.
+
+    There is no sign bit, NaN or infinity, and one zero at most. Conversion takes the closest level, and of two equally
+    close ones that which the rounding mode names; modes that are not ties to something are refused. The attributes of
+    `Format` describe the width alone: `exponent_bits` is that of a code, `mantissa_bits` and `bias` are 0.
+
+    Attributes:
+        levels: 2, 4, ... or 256 finite numbers, ascending, the last one positive.
+
+    Raises:
+        ValueError: levels that make no codebook; the message says why.
+    """
+
+    levels: tuple[float, ...] = ()
+
+    def __init__(self, name: str, levels: Iterable[float]) -> None:
+        numbers = tuple(float(level) + 0.0 for level in levels)  # -0 becomes 0
+        width = max(len(numbers) - 1, 0).bit_length()
+        fields = {"name": name, "exponent_bits": width, "mantissa_bits": 0, "bias": 0, "nan": Nan.NONE}
+        for field_name, value in (fields | {"signed": False, "zero": False, "levels": numbers}).items():
+            object.__setattr__(self, field_name, value)
+        self.__post_init__()
+
+    def _conflicts(self) -> Iterator[tuple[str, bool]]:
+        levels, count = self.levels, len(self.levels)
+        yield f"a codebook has 2, 4, 8, ... or 256 levels, got {count}", count not in [2**k for k in range(1, 9)]
+        yield "levels must be finite", not all(map(math.isfinite, levels))
+        ascending = all(low < high for low, high in itertools.pairwise(levels))
+        yield "levels must ascend, none of them twice", not ascending
+        yield f"the last level must be positive, got {levels[-1:]}", not levels or levels[-1] <= 0
+
+    @property
+    def lowest_code(self) -> int:
+        """Code of the lowest level: 0."""
+        return 0
+
+    @property
+    def emin(self) -> int:
+        """Exponent of `smallest`."""
+        return math.frexp(float(self.smallest))[1] - 1
+
+    @property
+    def smallest(self) -> Fraction:
+        """The smallest positive level."""
+        return min(Fraction(level) for level in self.levels if level > 0)
+
+    @property
+    def smallest_normal(self) -> Fraction:
+        """The smallest positive level."""
+        return self.smallest
+
+    def value(self, code: int) -> Fraction:
+        """The level that `code` stands for, exactly. ValueError if it is no code of this format."""
+        self._split(code)
+        return Fraction(self.levels[code])
+
+    def to_float(self, code: int) -> float:
+        """The level that `code` stands for. ValueError if it is no code of this format."""
+        self._split(code)
+        return self.levels[code]
+
+    def __str__(self) -> str:
+        with contextlib.suppress(ValueError):
+            if _by_name(self.name) == self:
+                return self.name
+        return f"codebook({','.join(map(repr, self.levels))})"
+
+
+def fixed_point(
+    bits: int, fraction_bits: int, *, signed: bool = True, symmetric: bool = False, name: str = "fixed"
+) -> Format:
+    """Integers of `bits` bits times 2^-`fraction_bits`; signed ones in two's complement.
+
+    A float with one exponent bit has equally spaced numbers, which are these. Conversion rounds in every mode and
+    saturates, since no code is left for NaN and infinities.
+
+    Args:
+        bits: of a code, 2 to 25.
+        fraction_bits: may be negative.
+        signed: whether there are negative numbers.
+        symmetric: leave the lowest code unused, so that the numbers are -max to max.
+        name: a label.
+
+    Raises:
+        ValueError: widths out of range; symmetric without sign.
+    """
+    mantissa_bits = bits - 1 - signed
+    return Format(
+        name,
+        exponent_bits=1,
+        mantissa_bits=mantissa_bits,
+        bias=1 - mantissa_bits + fraction_bits,
+        nan=Nan.NONE,
+        signed=signed,
+        twos_complement=signed,
+        symmetric=symmetric,
+    )
+
+
+# The quantiles of a normal distribution that QLoRA (Dettmers et al. 2023, appendix E) lists, as float32 numbers.
+_NORMAL_QUANTILES = (
+    *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635),
+    *(-0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634),
+    *(0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
+)
 
 _CATALOGUE = (
     #      name                 E   M  bias  NaN
@@ -273,6 +414,9 @@ _CATALOGUE = (
     Format("float6_e2m3fn", 2, 3, 1, Nan.NONE),
     Format("float6_e3m2fn", 3, 2, 3, Nan.NONE),
     Format("float4_e2m1fn", 2, 1, 1, Nan.NONE),
+    fixed_point(8, 6, name="int8_mx"),
+    fixed_point(8, 6, symmetric=True, name="int8_mx_symmetric"),
+    Codebook("normalfloat4", _NORMAL_QUANTILES),
 )
 
 FORMATS: Mapping[str, Format] = MappingProxyType({f.name: f for f in _CATALOGUE})
@@ -294,9 +438,10 @@ ALIASES: Mapping[str, str] = MappingProxyType(
         "e2m3": "float6_e2m3fn",
         "e3m2": "float6_e3m2fn",
         "e2m1": "float4_e2m1fn",
+        "nf4": "normalfloat4",
     }
 )
-"""Short names."""
+"""Short names. (The quantizers `mxint8` and `nf4` add scale factors to the formats int8_mx and normalfloat4.)"""
 
 
 @functools.cache
@@ -345,7 +490,7 @@ def parse(text: str | Format) -> Format:
     """
     if isinstance(text, Format):
         return text
-    found = _by_name(text) or _from_spec(text)
+    found = _by_name(text) or _from_spec(text.replace(" ", ""))
     if found is None:
         raise ValueError(f"unknown format {text!r}: use one of {', '.join([*FORMATS, *ALIASES])}, or binary8p4se")
     return found
@@ -364,7 +509,12 @@ def _by_name(name: str) -> Format | None:
 
 @functools.cache
 def _from_spec(text: str) -> Format | None:
-    match = re.fullmatch(r"e(\d+)m(\d+)\(bias=(-?\d+),nan=(\w+)((?:,\w+)*)\)", text.replace(" ", ""))
+    """What `str()` makes of a format without a name."""
+    if match := re.fullmatch(r"fixed(\d+)\(fraction=(-?\d+)(,symmetric)?\)", text):
+        return fixed_point(int(match[1]), int(match[2]), symmetric=match[3] is not None, name=text)
+    if match := re.fullmatch(r"codebook\((.*)\)", text):
+        return Codebook(text, _levels(match[1]))
+    match = re.fullmatch(r"e(\d+)m(\d+)\(bias=(-?\d+),nan=(\w+)((?:,\w+)*)\)", text)
     if match is None:
         return None
     exponent_bits, mantissa_bits, bias, nan, flags = match.groups()
@@ -383,3 +533,10 @@ def _from_spec(text: str) -> Format | None:
         zero="nonzero" not in given,
         finite_domain="finite_domain" in given,
     )
+
+
+def _levels(text: str) -> list[float]:
+    try:
+        return [float(level) for level in text.split(",")]
+    except ValueError as error:
+        raise ValueError(f"codebook({text}): expected numbers, separated by commas") from error

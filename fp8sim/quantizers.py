@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from fp8sim import casting, formats, scaling
 from fp8sim.formats import Format
-from fp8sim.rounding import Overflow, Rounding, member, resolve
+from fp8sim.rounding import Overflow, Rounding, member
 from fp8sim.scaling import E8M0, FLOAT32, Granularity, Order, ScaleRule, ScaleSpec
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Quantizer:
             raise ValueError(
                 f"rounding={self.rounding.name}: a quantizer takes no random bits; use a deterministic mode"
             )
-        resolve(self.format, self.rounding, self.overflow)
+        casting.policy_of(self.format, self.rounding, self.overflow)
         if self.scale is not None:
             scaling.check(self.format, self.scale)
 
@@ -346,8 +346,10 @@ def _scaled(fmt: str, granularity: str, rule: ScaleRule, *rest: Any, **options: 
 
 
 def _mx() -> Iterator[tuple[str, Quantizer]]:
-    """The float formats of OCP MX v1.0, blocks of 32; FLOOR has the plain name, the other rules are suffixes."""
+    """The formats of OCP MX v1.0, blocks of 32; FLOOR has the plain name, the other rules are suffixes. MXINT8 uses the
+    code of -2, which the standard lets implementations leave unused (`mxint8_symmetric`)."""
     elements = {"mxfp8_e4m3": "e4m3", "mxfp8_e5m2": "e5m2", "mxfp6_e2m3": "e2m3", "mxfp6_e3m2": "e3m2", "mxfp4": "e2m1"}
+    elements |= {"mxint8": "int8_mx", "mxint8_symmetric": "int8_mx_symmetric"}
     for name, fmt in elements.items():
         for rule in (ScaleRule.FLOOR, ScaleRule.CEIL, ScaleRule.EVEN, ScaleRule.RCEIL):
             suffix = "" if rule is ScaleRule.FLOOR else f"_{rule.name.lower()}"
@@ -379,7 +381,13 @@ def _fp8() -> Iterator[tuple[str, Quantizer]]:
         yield f"fp8_row_torchao{suffix}", _scaled(fmt, "row", ScaleRule.POWER_OF_TWO_AMAX, **torchao)
 
 
-QUANTIZERS: Mapping[str, Quantizer] = MappingProxyType(dict([*_mx(), *_nvfp4(), *_fp8()]))
+def _nf4() -> Iterator[tuple[str, Quantizer]]:
+    """NF4 (QLoRA): the levels -1 to 1 times the largest magnitude of each 64 elements. The paper divides by it;
+    bitsandbytes multiplies with its rounded reciprocal."""
+    yield "nf4", _scaled("normalfloat4", "1x64", ScaleRule.AMAX, Order.DIVIDE)
+
+
+QUANTIZERS: Mapping[str, Quantizer] = MappingProxyType(dict([*_mx(), *_nvfp4(), *_fp8(), *_nf4()]))
 """The named quantizers with a scale factor. A format's name is the quantizer without one."""
 
 ALIASES: Mapping[str, str] = MappingProxyType({"mxfp8": "mxfp8_e4m3"})

@@ -19,7 +19,7 @@ import enum
 import functools
 from typing import NamedTuple, TypeVar
 
-from fp8sim.formats import Format, Nan
+from fp8sim.formats import Codebook, Format, Nan
 
 
 class Rounding(enum.IntEnum):
@@ -106,6 +106,8 @@ class Conversion(NamedTuple):
     nan_negative: int
     below: int
     """What a negative number that does not round to zero becomes in an unsigned format; unused in a signed one."""
+    twos_complement: int
+    """1: the code of -x is that of x, negated in the format's bits, the highest of which is `sign_bit`."""
 
 
 NO_CODE = 0xFFFFFFFF
@@ -230,8 +232,12 @@ def resolve(fmt: Format, rounding: Rounding, overflow: Overflow) -> Conversion:
     the saturating policies and for modes that round it up; otherwise NaN.
 
     Raises:
-        ValueError: the format cannot represent the policy.
+        ValueError: the format cannot represent the policy, or is a codebook.
     """
+    if isinstance(fmt, Codebook):
+        raise ValueError(
+            f"{fmt} is a codebook, which no kernel takes: cast it under fp8sim.use_backend('simulate'), on the CPU"
+        )
     nan = fmt.max_code if fmt.nan_code is None else fmt.nan_code
     nan_sign = fmt.sign_bit if fmt.nan_code is not None else 0
     below = _below_zero(fmt, rounding, overflow)
@@ -254,16 +260,17 @@ def resolve(fmt: Format, rounding: Rounding, overflow: Overflow) -> Conversion:
         nan_positive=nan,
         nan_negative=nan | nan_sign,
         below=below,
+        twos_complement=int(fmt.twos_complement),
     )
 
 
 def _overflowed(fmt: Format, rounding: Rounding, overflow: Overflow, *, negative: bool) -> int:
     """The code of a finite number whose rounding exceeds the largest."""
-    sign = fmt.sign_bit if negative else 0
+    largest = fmt.lowest_code if negative else fmt.max_code
     if overflow in (Overflow.SATURATE, Overflow.SAT_PROPAGATE):
-        return fmt.max_code | sign
+        return largest
     if overflow is Overflow.INFINITY and _stays_inside(fmt, rounding, negative=negative):
-        return fmt.max_code | sign
+        return largest
     return _infinite(fmt, overflow, negative=negative)
 
 
@@ -280,7 +287,7 @@ def _infinite(fmt: Format, overflow: Overflow, *, negative: bool) -> int:
     if overflow in (Overflow.SAT_PROPAGATE, Overflow.INFINITY) and fmt.inf_code is not None:
         return fmt.inf_code | sign
     if overflow in (Overflow.SATURATE, Overflow.SAT_PROPAGATE) or (overflow is Overflow.INFINITY and fmt.finite_domain):
-        return fmt.max_code | sign
+        return fmt.lowest_code if negative else fmt.max_code
     if fmt.nan_code is None:
         raise ValueError(f"overflow={overflow.name} needs an infinity or NaN, and {fmt.name} has neither: use SATURATE")
     return fmt.nan_code | sign

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fp8sim import casting, formats
-from fp8sim.formats import Format
+from fp8sim.formats import Codebook, Format
 
 if TYPE_CHECKING:
     import torch
@@ -370,8 +370,10 @@ def factors(largest: Bits, fmt: Format, spec: ScaleSpec) -> Factors:
 
 def check(fmt: Format, spec: ScaleSpec) -> None:
     """ValueError unless the elements' format suits the rule."""
-    if not 1 / _LARGEST <= fmt.max <= _LARGEST or Fraction(float(fmt.max)) != fmt.max:
+    if not 1 / _LARGEST <= fmt.max <= _LARGEST or Fraction(float(np.float32(float(fmt.max)))) != fmt.max:
         raise ValueError(f"{fmt}: a scale factor needs a format whose largest number is one of float32's normal range")
+    if spec.rule is ScaleRule.EVEN and isinstance(fmt, Codebook):
+        raise ValueError(f"{fmt}: EVEN rounds amax to the format's fraction bits, which a codebook lacks; use FLOOR")
     if spec.rule is ScaleRule.EVEN and fmt.mantissa_bits > 22:
         raise ValueError(f"{fmt}: EVEN rounds amax to fewer than 23 fraction bits; use another rule")
 

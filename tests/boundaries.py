@@ -8,7 +8,7 @@ import numpy as np
 import oracle
 
 from fp8sim import _core
-from fp8sim.formats import FORMATS, Format, p3109_formats, parse
+from fp8sim.formats import FORMATS, Codebook, Format, fixed_point, p3109_formats, parse
 from fp8sim.rounding import Overflow, Rounding
 
 Array = np.ndarray[Any, Any]
@@ -16,8 +16,26 @@ Array = np.ndarray[Any, Any]
 FLOATS = {"float32": np.float32, "float64": np.float64, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 MODES = list(Rounding)
 
-NARROW = [f for f in FORMATS.values() if f.bits <= 8]
-"""The catalogue's formats of at most 8 bits."""
+CODEBOOKS = [
+    FORMATS["normalfloat4"],
+    Codebook("ternary and a half", (-1, 0, 0.5, 1)),
+    Codebook("far apart", (-1e300, -(2.0**-140), 2.0**-1074, 3e38)),
+    Codebook("positive", (2.0**-24, 3 * 2.0**-24, 1 + 2.0**-23, 1 + 2.0**-22, 65504, 65520, 1e5, 1e39)),
+    Codebook("a bit", (-1, 1)),
+]
+FIXED = [
+    FORMATS["int8_mx"],
+    FORMATS["int8_mx_symmetric"],
+    fixed_point(2, 0),
+    fixed_point(5, -3, symmetric=True),
+    fixed_point(8, 7, signed=False),
+    fixed_point(7, 131),  # among binary32's subnormals, the lowest number alone above them
+    fixed_point(4, -125),  # the lowest number is -2^128, which binary32 lacks
+    fixed_point(12, 4),
+]
+"""Formats of fixed point."""
+NARROW = [f for f in FORMATS.values() if f.bits <= 8 and f not in (*FIXED, *CODEBOOKS)]
+"""The catalogue's floats of at most 8 bits."""
 P3109_NARROW = [f for bits in range(3, 9) for f in p3109_formats(bits)]
 ODD = [
     parse("e2m3(bias=-3,nan=none,unsigned)"),  # all numbers are 8 or more
@@ -82,7 +100,7 @@ def random_integers(count: int, arguments: dict[str, int]) -> Array:
 
 
 def bits_of(x: Array) -> Array:
-    return x.view({2: np.uint16, 4: np.uint32, 8: np.uint64}[x.dtype.itemsize])
+    return x.view({1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}[x.dtype.itemsize])
 
 
 def assert_same_codes(actual: Array, expected: Array, x: Array, what: str) -> None:

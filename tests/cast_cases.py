@@ -5,14 +5,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from boundaries import FLOATS, MODES, NARROW, ODD, Array, bits_of, boundaries
+from boundaries import FIXED, FLOATS, MODES, NARROW, ODD, Array, bits_of, boundaries
 from boundaries import policies as overflow_policies
 
 from fp8sim.formats import FORMATS, Format, p3109, parse
 from fp8sim.rounding import Conversion, Overflow, Rounding, resolve
 
 WIDE = [f for f in FORMATS.values() if f.bits > 8]
-CASES = [*NARROW, *WIDE, *ODD, p3109(8, 1), p3109(11, 1), p3109(8, 1, signed=False), p3109(16, 12)]
+CASES = [*NARROW, *WIDE, *ODD, *FIXED, p3109(8, 1), p3109(11, 1), p3109(8, 1, signed=False), p3109(16, 12)]
 SEED, STREAM, OFFSET = 0x0123456789ABCDEF, 0xFEDCBA9876543210, 2**64 - 1500  # the stream wraps round among them
 
 

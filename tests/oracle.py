@@ -13,7 +13,7 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
-from fp8sim.formats import FORMATS, Format, Nan
+from fp8sim.formats import FORMATS, Codebook, Format, Nan
 from fp8sim.rounding import Overflow, Rounding
 
 Floats = NDArray[np.float64]
@@ -25,6 +25,8 @@ Codes = NDArray[np.uint32]
 
 def encode(x: float, fmt: Format, rounding: Rounding, overflow: Overflow, random: int = 0, bits: int = 32) -> int:
     """The code of `fmt` that x becomes; `random` is the random integer R of `bits` bits."""
+    if fmt.twos_complement:
+        return encode_fixed(x, fmt, rounding, random, bits)
     negative = math.copysign(1.0, x) < 0
     if math.isnan(x):
         return nan_code(fmt, negative)
@@ -38,6 +40,34 @@ def encode(x: float, fmt: Format, rounding: Rounding, overflow: Overflow, random
     if rounded > fmt.max:
         return overflow_code(fmt, rounding, overflow, negative, infinite=False)
     return code_of(rounded, fmt) | (fmt.sign_bit if negative else 0)
+
+
+def encode_fixed(x: float, fmt: Format, rounding: Rounding, random: int = 0, bits: int = 32) -> int:
+    """The two's complement of x in units of the smallest number, rounded to an integer and clamped."""
+    half = 2 ** (fmt.bits - 1)
+    lowest = -half + 1 if fmt.symmetric else -half
+    if math.isnan(x) or math.isinf(x):
+        return lowest % (2 * half) if x < 0 else half - 1
+    exact = abs(Fraction(x)) / fmt.smallest
+    below = math.floor(exact)
+    nu = exact - below
+    away = nu != 0 and rounds_away(nu, below % 2 == 1, x < 0, rounding, random, bits)
+    integer = -(below + away) if x < 0 else below + away
+    return min(max(integer, lowest), half - 1) % (2 * half)
+
+
+def encode_to_codebook(x: float | Fraction, levels: list[Fraction], rounding: Rounding) -> int:
+    """The closest of `levels`, of two the one that the mode names; NaN is the last."""
+    if math.isnan(x) or math.isinf(x):
+        return 0 if x < 0 else len(levels) - 1
+    distances = [abs(Fraction(x) - level) for level in levels]
+    closest = [code for code, distance in enumerate(distances) if distance == min(distances)]
+    if len(closest) == 1:
+        return closest[0]
+    low, high = (abs(levels[code]) for code in closest)
+    if rounding is Rounding.TIES_TO_EVEN or low == high:
+        return next(code for code in closest if code % 2 == 0)
+    return closest[(high > low) == (rounding is Rounding.TIES_TO_AWAY)]
 
 
 def round_magnitude(
@@ -161,7 +191,7 @@ DTYPES = {"float16": np.uint16, "bfloat16": np.uint16, "float32": np.uint32, "fl
 
 def decode(code: int, fmt: Format, dtype: str) -> int:
     """The bits of the number that `code` stands for, rounded to `dtype`, ties to even; NaN is quiet, no payload."""
-    negative = bool(code & fmt.sign_bit)
+    negative = fmt.value(code) < 0 if isinstance(fmt, Codebook) else bool(code & fmt.sign_bit)
     magnitude = decode_magnitude(code, fmt, dtype)
     return magnitude | negative << (8 * np.dtype(DTYPES[dtype]).itemsize - 1)
 
@@ -200,6 +230,8 @@ def encode_array(
     x: Floats, fmt: Format, rounding: Rounding, overflow: Overflow, random: Codes | int = 0, bits: int = 32
 ) -> Codes:
     """`encode` for an array of binary64 numbers (binary32 ones widened)."""
+    if fmt.twos_complement:
+        return encode_fixed_array(x, fmt, rounding, random, bits)
     negative = np.signbit(x)
     magnitude = np.where(np.isfinite(x), np.abs(x), 0.0)
     counting = round_array(magnitude, negative, fmt, rounding, random, bits)
@@ -213,6 +245,18 @@ def encode_array(
     codes = _both_signs(codes, counting == 0, negative, lambda n: zero if n else 0)
     codes = _both_signs(codes, np.isinf(x), negative, lambda n: overflow_code(fmt, rounding, overflow, n, True))
     return _both_signs(codes, np.isnan(x), negative, lambda n: nan_code(fmt, n))
+
+
+def encode_fixed_array(x: Floats, fmt: Format, rounding: Rounding, random: Codes | int, bits: int) -> Codes:
+    half, smallest = 2 ** (fmt.bits - 1), float(fmt.smallest)
+    limit = 2 * half * smallest  # above both ends, and small enough for every step to be exact
+    exact = np.minimum(np.abs(np.where(np.isnan(x), np.inf, x)), limit) / smallest
+    below = np.floor(exact)
+    nu, negative = exact - below, np.signbit(x) & ~np.isnan(x)
+    inexact = np.minimum(np.abs(x), limit) != below * smallest  # where nu is too small for binary64, too
+    away = inexact & ~np.isnan(x) & rounds_away_array(nu, below % 2 == 1, negative, rounding, random, bits)
+    integer = np.where(negative, -(below + away), below + away)
+    return (np.clip(integer, -half + fmt.symmetric, half - 1).astype(np.int64) % (2 * half)).astype(np.uint32)
 
 
 def _both_signs(codes: Codes, where: NDArray[np.bool_], negative: NDArray[np.bool_], code) -> Codes:  # type: ignore[no-untyped-def]

@@ -10,7 +10,7 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
-from fp8sim.formats import FORMATS, Format
+from fp8sim.formats import FORMATS, Codebook, Format
 from fp8sim.quantizers import Quantizer
 from fp8sim.rounding import Overflow, Rounding
 from fp8sim.scaling import Order, ScaleRule, ScaleSpec
@@ -221,9 +221,12 @@ def element(x: float, factor: Number, quantizer: Quantizer) -> int:
         exact = over(magnitude, factor) if spec.order.divides else times(magnitude, factor)
     if not spec.fused:
         exact = rounded(exact)
+    keeps_sign = not is_nan(exact) or math.isnan(x)
+    if isinstance(fmt, Codebook):
+        signed = -exact if negative and keeps_sign else exact
+        return oracle.encode_to_codebook(signed, [Fraction(level) for level in fmt.levels], quantizer.rounding)
     if isinstance(exact, Fraction):  # on the grid of `fmt`, but for overflow, so that a binary64 number has it
         exact = float(oracle.round_magnitude(exact, negative, fmt, quantizer.rounding))
-    keeps_sign = not is_nan(exact) or math.isnan(x)
     signed = -exact if negative and keeps_sign else exact
     return oracle.encode(signed, fmt, quantizer.rounding, quantizer.overflow)
 
@@ -236,4 +239,5 @@ def value(code: int, index: tuple[int, ...], found: Factors, quantizer: Quantize
     if not fmt.is_finite(code):
         return math.copysign(fmt.to_float(code), -1.0 if code & fmt.sign_bit else 1.0)
     magnitude = rounded(times(abs(fmt.value(code)), factor))
-    return math.copysign(float(magnitude), -1.0 if code & fmt.sign_bit and not is_nan(magnitude) else 1.0)
+    negative = fmt.value(code) < 0 or (fmt.has_negative_zero and code == fmt.sign_bit)
+    return math.copysign(float(magnitude), -1.0 if negative and not is_nan(magnitude) else 1.0)

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FACADE = "fp8sim"
 LAYERS = [
     ["formats"],
-    ["rounding", "casting", "interop"],
+    ["rounding", "codebooks", "casting", "interop"],
     ["scaling"],
     ["quantizers", "mma"],
     ["recipes", "simulate", "compare"],

@@ -17,7 +17,7 @@ def invoke(*arguments: str) -> Any:
 
 def test_the_table_has_a_line_for_every_format() -> None:
     lines = invoke().stdout.splitlines()
-    assert [line.split()[0] for line in lines[1:-1]] == list(FORMATS)
+    assert [line.split()[0] for line in lines[1:-2]] == list(FORMATS)
     assert max(map(len, lines)) <= 120
     (e4m3,) = (line for line in lines if line.startswith("float8_e4m3fn "))
     assert e4m3.split() == ["float8_e4m3fn", "e4m3,", "e4m3fn", "1/4/3", "7", "448", "2^-9", "-", "0x7f", "(all_ones)"]
@@ -28,7 +28,7 @@ def test_json_of_the_table_is_that_of_the_catalogue() -> None:
     assert [row["max_code"] for row in rows] == [fmt.max_code for fmt in FORMATS.values()]
 
 
-@pytest.mark.parametrize("name", ["e4m3", "e2m1", "e8m0", "binary4p2se", "e5m2fnuz"])
+@pytest.mark.parametrize("name", ["e4m3", "e2m1", "e8m0", "binary4p2se", "e5m2fnuz", "int8_mx", "nf4"])
 def test_a_listing_has_every_code(name: str) -> None:
     fmt = formats.parse(name)
     lines = invoke(name).stdout.splitlines()[1:]
@@ -47,6 +47,10 @@ def test_a_line_shows_the_fields() -> None:
     assert lines[1 + 0x81].split() == ["0x81", "1.0000.001", "subnormal", "-0.001953125"]
     assert lines[1 + 0x7E].split() == ["0x7e", "0.1111.110", "normal", "448"]
     assert lines[1 + 0x80].split() == ["0x80", "1.0000.000", "-zero", "-0"]
+    assert invoke("int8_mx").stdout.splitlines()[1 + 0x81].split() == ["0x81", "10000001", "number", "-1.984375"]
+    lines = invoke("nf4").stdout.splitlines()
+    assert lines[0].split()[:4] == ["normalfloat4", "nf4", "4", "bits"]
+    assert lines[1].split() == ["0x0", "0000", "number", "-1"]
 
 
 def test_codes_of_wide_formats_are_not_listed() -> None:

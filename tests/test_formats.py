@@ -1,14 +1,16 @@
 """Formats: the table of the standards, texts that parse back, combinations that are refused."""
 
+import dataclasses
 import itertools
+import math
 from fractions import Fraction
 
 import ml_dtypes
 import numpy as np
 import pytest
-from boundaries import NARROW, ODD, P3109_NARROW
+from boundaries import CODEBOOKS, FIXED, NARROW, ODD, P3109_NARROW
 
-from fp8sim.formats import ALIASES, FORMATS, Format, Nan, p3109, p3109_formats, parse
+from fp8sim.formats import ALIASES, FORMATS, Codebook, Format, Nan, p3109, p3109_formats, parse
 
 # name: largest, smallest normal, smallest, code of the largest, infinity, NaN codes (OCP, IEEE 754, P3109 v4.0 and the
 # FNUZ paper); None where there is none.
@@ -64,26 +66,19 @@ def test_every_code_is_the_number_of_ml_dtypes(name: str) -> None:
     np.testing.assert_array_equal(np.signbit(ours[~np.isnan(ours)]), np.signbit(witness[~np.isnan(ours)]))
 
 
-@pytest.mark.parametrize("fmt", [*FORMATS.values(), *P3109_NARROW, *ODD], ids=str)
+@pytest.mark.parametrize("fmt", [*FORMATS.values(), *P3109_NARROW, *ODD, *FIXED, *CODEBOOKS], ids=str)
 def test_texts_parse_back(fmt: Format) -> None:
     assert parse(str(fmt)) == fmt
-    renamed = Format("mine", *fmt_arguments(fmt))
+    assert parse(fmt) is fmt
+    renamed = renamed_to("mine", fmt)
     assert renamed == fmt
     assert parse(str(renamed)) == fmt
-    assert parse(fmt) is fmt
 
 
-def fmt_arguments(fmt: Format) -> tuple[object, ...]:
-    return (
-        fmt.exponent_bits,
-        fmt.mantissa_bits,
-        fmt.bias,
-        fmt.nan,
-        fmt.infinity,
-        fmt.signed,
-        fmt.zero,
-        fmt.finite_domain,
-    )
+def renamed_to(name: str, fmt: Format) -> Format:
+    if isinstance(fmt, Codebook):
+        return Codebook(name, fmt.levels)
+    return dataclasses.replace(fmt, name=name)
 
 
 def test_aliases_name_formats() -> None:
@@ -91,7 +86,7 @@ def test_aliases_name_formats() -> None:
         assert parse(alias) is FORMATS[name]
 
 
-@pytest.mark.parametrize("text", ["e4m4", "float8", "", "binary8p9se", "binary2p1se", "e4m3(bias=7)", "E4M3"])
+@pytest.mark.parametrize("text", ["e4m4", "float8", "", "binary8p9se", "binary2p1se", "e4m3(bias=7)", "E4M3", "fixed8"])
 def test_an_unknown_name_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="unknown format|P3109 has K"):
         parse(text)
@@ -111,6 +106,10 @@ REFUSED = {
     "can do without zero": ("x", 4, 3, 7, Nan.ALL_ONES, False, True, False),
     "no code is left": ("x", 1, 0, 0, Nan.ALL_ONES, False, True),
     "must be a member of": ("x", 4, 3, 7, "ieee"),
+    "use one exponent bit": ("x", 2, 6, 1, Nan.NONE, False, True, True, False, True),
+    "a two's complement has a sign": ("x", 1, 6, 1, Nan.NONE, False, False, True, False, True),
+    "neither NaN nor infinity: use Nan.NONE": ("x", 1, 6, 1, Nan.NEGATIVE_ZERO, False, True, True, False, True),
+    "leaves a code of a two's complement unused": ("x", 1, 6, 1, Nan.NONE, False, True, True, False, False, True),
 }
 
 
@@ -118,6 +117,59 @@ REFUSED = {
 def test_an_impossible_combination_is_refused_with_the_reason(reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         Format(*REFUSED[reason])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("levels", "reason"),
+    [
+        ((0.0, 1.0, 2.0), "a codebook has 2, 4, 8, ... or 256 levels, got 3"),
+        ((1.0,), "levels, got 1"),
+        ((), "levels, got 0"),
+        ((1.0, 1.0), "levels must ascend, none of them twice"),
+        ((0.0, 1.0, 3.0, 2.0), "levels must ascend"),
+        ((0.0, math.inf), "levels must be finite"),
+        ((math.nan, 1.0), "levels must be finite"),
+        ((-2.0, -1.0), r"the last level must be positive, got \(-1.0,\)"),
+    ],
+)
+def test_levels_that_make_no_codebook_are_refused(levels: tuple[float, ...], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        Codebook("x", levels)
+
+
+def test_texts_that_name_no_codebook_and_no_fixed_point_are_refused() -> None:
+    with pytest.raises(ValueError, match="expected numbers, separated by commas"):
+        parse("codebook(1,two)")
+    with pytest.raises(ValueError, match="mantissa_bits must be 0 to 23, got -1"):
+        parse("fixed1(fraction=0)")
+    assert parse("fixed8(fraction=6, symmetric)") == FORMATS["int8_mx_symmetric"]
+
+
+@pytest.mark.parametrize("fmt", FIXED, ids=str)
+def test_fixed_point_is_an_integer_times_a_power_of_two(fmt: Format) -> None:
+    for code in fmt.codes:
+        integer = code - (1 << fmt.bits) if code & fmt.sign_bit else code
+        assert fmt.value(code) == integer * fmt.smallest
+        assert fmt.to_float(code) == float(integer * fmt.smallest)
+        assert fmt.ordinal(code) == integer
+        assert fmt.is_finite(code)
+    assert fmt.lowest_code == (0 if not fmt.signed else fmt.sign_bit + fmt.symmetric)
+    assert fmt.smallest_normal == fmt.smallest or not fmt.signed
+    assert not (fmt.signed and fmt.has_negative_zero)
+
+
+def test_the_elements_of_mxint8_and_nf4() -> None:
+    """OCP MX v1.0, section 5.3.4; QLoRA, appendix E."""
+    int8 = parse("int8_mx")
+    assert (int8.max, int8.emax, int8.bits, int8.value(0x80), int8.smallest) == (Fraction(127, 64), 0, 8, -2, 2**-6)
+    nf4 = parse("nf4")
+    assert (nf4.bits, nf4.max, nf4.max_code, nf4.value(7), nf4.value(0), nf4.emax) == (4, 1, 15, 0, -1, 0)
+    assert [round(nf4.to_float(code), 8) for code in (1, 6, 8, 14)] == [-0.6961928, -0.09105004, 0.0795803, 0.72295684]
+    assert all(float(np.float32(level)) == level for level in nf4.levels)  # type: ignore[attr-defined]
+    assert [nf4.ordinal(code) for code in nf4.codes] == list(range(16))
+    for method in (nf4.value, nf4.to_float, nf4.ordinal, nf4.is_nan):
+        with pytest.raises(ValueError, match="no code of normalfloat4"):
+            method(16)
 
 
 @pytest.mark.parametrize("fmt", [*NARROW, *P3109_NARROW, *ODD], ids=str)

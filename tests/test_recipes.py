@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fp8sim import quantizers, recipes
-from fp8sim.formats import FORMATS, Nan
+from fp8sim.codebooks import TIES
+from fp8sim.formats import FORMATS, Codebook, Nan
 from fp8sim.quantizers import Quantizer
 from fp8sim.recipes import GEMM_OPERANDS, RECIPES, GemmRecipe, LossScaling, Recipe
 from fp8sim.rounding import Overflow, Rounding
@@ -22,7 +23,8 @@ def any_quantizer(draw: st.DrawFn) -> Quantizer:
     policies = [Overflow.SATURATE, Overflow.SAT_PROPAGATE]
     if fmt.nan is not Nan.NONE:
         policies += [Overflow.INFINITY, Overflow.NAN]
-    return Quantizer(fmt, draw(deterministic), draw(st.sampled_from(policies)))
+    modes = st.sampled_from(TIES) if isinstance(fmt, Codebook) else deterministic
+    return Quantizer(fmt, draw(modes), draw(st.sampled_from(policies)))
 
 
 gemms = st.builds(

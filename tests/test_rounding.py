@@ -1,11 +1,15 @@
 """Every format of at most 8 bits, mode, policy, source dtype and instruction set against the definition."""
 
 import itertools
+from fractions import Fraction
 
 import numpy as np
 import oracle
 import pytest
+import torch
 from boundaries import (
+    CODEBOOKS,
+    FIXED,
     FLOATS,
     MODES,
     NARROW,
@@ -22,8 +26,8 @@ from boundaries import (
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from fp8sim import _core, casting
-from fp8sim.formats import Format, Nan, p3109, parse
+from fp8sim import _core, casting, codebooks
+from fp8sim.formats import Codebook, Format, Nan, p3109, parse
 from fp8sim.rounding import NO_CODE, Conversion, Overflow, Rounding, member, resolve
 
 STREAM = {"seed": 2**63 + 11, "stream": 2**64 - 3, "offset": 2**64 - 1000}
@@ -48,7 +52,15 @@ def check_array_oracle(fmt: Format, mode: Rounding, overflow: Overflow, x: np.nd
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(
     "fmt",
-    [parse("e2m1"), parse("e8m0"), p3109(4, 1), p3109(4, 2, extended=False), p3109(4, 3, signed=False), *ODD[:3]],
+    [
+        parse("e2m1"),
+        parse("e8m0"),
+        p3109(4, 1),
+        p3109(4, 2, extended=False),
+        p3109(4, 3, signed=False),
+        *ODD[:3],
+        *FIXED[2:6],
+    ],
     ids=str,
 )
 def test_the_array_oracle_is_the_rational_one(fmt: Format, mode: Rounding) -> None:
@@ -81,7 +93,16 @@ def check_loops(fmt: Format, mode: Rounding, overflow: Overflow, dtype: str, ran
         assert_same_codes(found, decoded(fmt, dtype)[expected], x, f"cast {what}")
 
 
-QUICK = [*NARROW, *ODD, p3109(8, 1), p3109(8, 4), p3109(8, 3, extended=False), p3109(8, 5, signed=False), p3109(3, 1)]
+QUICK = [
+    *NARROW,
+    *ODD,
+    *FIXED,
+    p3109(8, 1),
+    p3109(8, 4),
+    p3109(8, 3, extended=False),
+    p3109(8, 5, signed=False),
+    p3109(3, 1),
+]
 
 
 @pytest.mark.usefixtures("any_isa")
@@ -116,6 +137,72 @@ def test_every_p3109_format(fmt: Format) -> None:
         check_loops(fmt, mode, overflow, dtype)
 
 
+# Codebooks.
+
+
+def around_levels(fmt: Codebook, dtype: str) -> np.ndarray:
+    """Levels and midpoints as `dtype` rounds them, what lies beside those, and specials."""
+    levels = np.array(fmt.levels)
+    centres = np.concatenate([levels, levels[1:] / 2 + levels[:-1] / 2, [0.0, 1e9, 2.0**-149]])
+    with np.errstate(all="ignore"):
+        centres = centres.astype(FLOATS[dtype])
+        steps = [np.nextafter(centres, centres.dtype.type(way)) for way in (-np.inf, np.inf)]
+    specials = np.array([np.inf, -np.inf, np.nan, -np.nan, -0.0]).astype(FLOATS[dtype])
+    return np.concatenate([centres, *steps, specials])
+
+
+@pytest.mark.usefixtures("any_isa")
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("fmt", CODEBOOKS, ids=lambda fmt: fmt.name)
+def test_the_closest_level_of_a_codebook(fmt: Codebook, dtype: str) -> None:
+    x, levels = around_levels(fmt, dtype), [Fraction(level) for level in fmt.levels]
+    for mode in codebooks.TIES:
+        expected = np.array([oracle.encode_to_codebook(float(number), levels, mode) for number in widened(x)], np.uint8)
+        numbers = casting.decode(expected, fmt, dtype=dtype)
+        for isa in _core.isas():
+            _core.set_isa(isa)
+            assert_same_codes(casting.encode(x, fmt, rounding=mode), expected, x, f"{fmt} {mode.name} {dtype} {isa}")
+            for start in range(x.size):
+                assert casting.encode(x[start:], fmt, rounding=mode).tolist() == expected[start:].tolist()
+            assert casting.cast(x, fmt, rounding=mode).tobytes() == numbers.tobytes()
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("fmt", CODEBOOKS, ids=lambda fmt: fmt.name)
+def test_codes_of_a_codebook_are_its_levels(fmt: Codebook, dtype: str) -> None:
+    with np.errstate(over="ignore"):
+        expected = np.array(fmt.levels).astype(FLOATS[dtype])
+    codes = np.array([list(fmt.codes)] * 3, np.uint8).T
+    assert casting.decode(codes, fmt, dtype=dtype).tolist() == [[level] * 3 for level in expected.tolist()]
+    assert casting.decode(torch.from_numpy(codes), fmt).dtype == torch.float32
+
+
+def test_a_tie_between_levels_and_what_lies_beside_one() -> None:
+    """Float32 has the middle of 0.5626 and 0.7230, and for that of 0.7230 and 1 a number above it."""
+    levels = [np.float32(level) for level in parse("nf4").levels]  # type: ignore[attr-defined]
+    ties = np.array([(levels[13] + levels[14]) / 2, (levels[14] + levels[15]) / 2], np.float32)
+    codes = {mode.name: casting.encode(ties, "nf4", rounding=mode).tolist() for mode in codebooks.TIES}
+    assert codes == {"TIES_TO_EVEN": [14, 15], "TIES_TO_AWAY": [14, 15], "TIES_TO_ZERO": [13, 15]}
+
+
+def test_what_a_codebook_cannot_do_is_refused() -> None:
+    x = np.zeros(3, np.float32)
+    with pytest.raises(
+        ValueError, match="rounding=TOWARD_ZERO: normalfloat4 is a codebook and takes the closest level"
+    ):
+        casting.cast(x, "nf4", rounding="TOWARD_ZERO")
+    with pytest.raises(ValueError, match="overflow=NAN needs an infinity or NaN, and normalfloat4 has neither"):
+        casting.encode(x, "nf4", overflow="NAN")
+    with pytest.raises(ValueError, match="codes contain 0x10: the codes of normalfloat4 are 0 to 0xf"):
+        casting.decode(np.full(3, 16, np.uint8), "nf4")
+    with pytest.raises(ValueError, match=r"codebook, which no kernel takes: .* fp8sim.use_backend\('simulate'\)"):
+        resolve(parse("nf4"), Rounding.TIES_TO_EVEN, Overflow.SATURATE)
+    with pytest.raises(ValueError, match="cuts has 256 numbers: expected 255 at most"):
+        _core.encode_levels(x, np.zeros(3, np.uint8), "float32", np.zeros(256, np.float32))
+    with pytest.raises(ValueError, match="cuts has items of 4 bytes: expected float64"):
+        _core.encode_levels(x.astype(float), np.zeros(3, np.uint8), "float64", np.zeros(3, np.float32))
+
+
 # Policies as data.
 
 
@@ -139,10 +226,19 @@ def test_resolve_states_the_policy_of_e4m3() -> None:
         nan_positive=0x7F,
         nan_negative=0xFF,
         below=0,
+        twos_complement=0,
     )
 
 
-@pytest.mark.parametrize("fmt", [*NARROW, *P3109_NARROW, *ODD], ids=str)
+def test_resolve_states_the_policy_of_fixed_point() -> None:
+    found = resolve(parse("int8_mx"), Rounding.TO_ODD, Overflow.SAT_PROPAGATE)
+    assert (found.mantissa_bits, found.emin, found.sign_bit, found.twos_complement) == (6, 0, 0x80, 1)
+    assert (found.max_code, found.overflow_positive, found.overflow_negative) == (0x7F, 0x7F, 0x80)
+    assert (found.infinity_negative, found.nan_negative, found.zero_negative) == (0x80, 0x7F, 0)
+    assert resolve(parse("int8_mx_symmetric"), Rounding.TO_ODD, Overflow.SATURATE).overflow_negative == 0x81
+
+
+@pytest.mark.parametrize("fmt", [*NARROW, *P3109_NARROW, *ODD, *FIXED], ids=str)
 def test_a_policy_that_a_format_cannot_represent_is_refused(fmt: Format) -> None:
     for mode, overflow in itertools.product(MODES, Overflow):
         if oracle.represents(fmt, overflow):

@@ -20,7 +20,17 @@ from fp8sim.scaling import Granularity, Order, ScaleRule, ScaleSpec, amax
 from tests import scale_oracle
 
 MX_RULES = [rule for rule in ScaleRule if rule.is_mx]
-ELEMENTS = ["e4m3", "e5m2", "e2m3", "e3m2", "e2m1", "bf16", "e3m2(bias=20,nan=none)", "e3m2(bias=-60,nan=none)"]
+ELEMENTS = [
+    "e4m3",
+    "e5m2",
+    "e2m3",
+    "e3m2",
+    "e2m1",
+    "int8_mx",
+    "bf16",
+    "e3m2(bias=20,nan=none)",
+    "e3m2(bias=-60,nan=none)",
+]
 
 
 def boundaries(fmt: Format) -> NDArray[np.uint32]:
@@ -239,5 +249,9 @@ def test_a_format_must_suit_the_rule() -> None:
         scaling.check(formats.parse("float32"), even)
     with pytest.raises(ValueError, match="largest number is one of float32's normal range"):
         scaling.check(formats.parse("e4m3(bias=200,nan=none)"), even)
+    with pytest.raises(ValueError, match="largest number is one of float32's normal range"):
+        scaling.check(formats.Codebook("x", (0, 0.1)), ScaleSpec.parse("1x32/AMAX/DIVIDE/float32"))
+    with pytest.raises(ValueError, match="fraction bits, which a codebook lacks"):
+        scaling.check(formats.parse("nf4"), even)
     with pytest.raises(ValueError, match="E8M0 codes come from FLOOR, CEIL, EVEN or RCEIL"):
         scaling.e8m0_codes(np.zeros(1, np.uint32), formats.parse("e4m3"), ScaleRule.AMAX)

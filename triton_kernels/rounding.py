@@ -50,7 +50,10 @@ def encode(bits, random, to: tl.constexpr, RANDOM_BITS: tl.constexpr):
         signed = negative if to.negative_zero else negative & (positive != 0)
         return tl.where(signed, positive | to.sign_bit, positive)
     else:
-        below_zero = code | to.sign_bit if to.sign_bit != 0 else tl.full(code.shape, to.below, tl.uint32)
+        if to.twos_complement:
+            below_zero = (code ^ 0xFFFFFFFF) + 1 & (2 * to.sign_bit - 1)
+        else:
+            below_zero = code | to.sign_bit if to.sign_bit != 0 else tl.full(code.shape, to.below, tl.uint32)
         return tl.where(negative, _finish(below_zero, counting, magnitude, True, to), positive)
 
 
@@ -63,7 +66,8 @@ def _is_symmetric(to):
         (to.infinity_positive, to.infinity_negative),
         (to.nan_positive, to.nan_negative),
     ]
-    return to.sign_bit != 0 and all(positive | to.sign_bit == negative for positive, negative in pairs)
+    has_sign_bit = to.sign_bit != 0 and not to.twos_complement
+    return has_sign_bit and all(positive | to.sign_bit == negative for positive, negative in pairs)
 
 
 @triton.constexpr_function
@@ -226,20 +230,23 @@ def decode(code, of: tl.constexpr, BITS: tl.constexpr):
     HIDDEN: tl.constexpr = 1 << of.mantissa_bits
     magnitude = code & (0xFFFFFFFF ^ of.sign_bit)
     negative = magnitude != code
+    if of.twos_complement:
+        magnitude = tl.where(negative, (code ^ 0xFFFFFFFF) + 1 & (2 * of.sign_bit - 1), code)
     counting = magnitude + of.offset
     binade = (counting >> of.mantissa_bits).to(tl.int32)
     fraction = counting & (HIDDEN - 1)
     sig = tl.where(binade == 0, fraction, fraction | HIDDEN).to(TARGET)
     exponent = tl.maximum(binade - 1, 0) + (of.emin - of.mantissa_bits)
-    # The smallest number is 2^LOWEST, and the largest has exponent HIGHEST (none is normal: less).
+    # The smallest number is 2^LOWEST, and the largest magnitude has exponent HIGHEST (none is normal: less).
     LOWEST: tl.constexpr = of.emin - of.mantissa_bits
-    HIGHEST: tl.constexpr = of.emin + ((of.max_code + of.offset) >> of.mantissa_bits) - 1
+    LARGEST: tl.constexpr = of.max_code + of.offset + of.twos_complement
+    HIGHEST: tl.constexpr = of.emin + (LARGEST >> of.mantissa_bits) - 1
     pattern = _compose(sig, exponent, LOWEST, HIGHEST)
     if of.inf_code != _NO_CODE:
         pattern = tl.where(magnitude == of.inf_code, tl.full([], INFINITY, TARGET), pattern)
     if of.nan_from != _NO_CODE:
         pattern = tl.where(magnitude >= of.nan_from, tl.full([], QUIET_NAN, TARGET), pattern)
-    if of.sign_bit != 0 and of.negative_zero == 0:
+    if of.sign_bit != 0 and of.negative_zero == 0 and of.twos_complement == 0:
         pattern = tl.where(code == of.sign_bit, tl.full([], QUIET_NAN, TARGET), pattern)
     return pattern | (negative.to(TARGET) << (BITS - 1))
 

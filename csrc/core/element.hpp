@@ -44,12 +44,12 @@ struct Codes {
 // Functions, not constants: device code cannot bind a reference to a namespace's constant.
 FP8SIM_HD constexpr Conversion to_float16() {
     return {10,     -14,    0, 0x7BFF, 0x7C00, 0x7C01, 0x8000, 1,      0,
-            0,      0x8000, 0x7C00, 0xFC00, 0x7C00, 0xFC00, 0x7E00, 0xFE00, 0};
+            0,      0x8000, 0x7C00, 0xFC00, 0x7C00, 0xFC00, 0x7E00, 0xFE00, 0, 0};
 }
 
 FP8SIM_HD constexpr Conversion to_bfloat16() {
     return {7,      -126,   0, 0x7F7F, 0x7F80, 0x7F81, 0x8000, 1,      0,
-            0,      0x8000, 0x7F80, 0xFF80, 0x7F80, 0xFF80, 0x7FC0, 0xFFC0, 0};
+            0,      0x8000, 0x7F80, 0xFF80, 0x7F80, 0xFF80, 0x7FC0, 0xFFC0, 0, 0};
 }
 
 FP8SIM_HD uint32_t widen(Float16, uint16_t x) { return decode<uint32_t>(x, to_float16()); }

@@ -37,10 +37,11 @@ struct Conversion {
     uint32_t nan_positive;
     uint32_t nan_negative;
     uint32_t below;
+    uint32_t twos_complement;
 };
 
 constexpr int kConversionFields = sizeof(Conversion) / sizeof(uint32_t);
-static_assert(kConversionFields == 18, "as many fields as fp8sim.rounding.Conversion");
+static_assert(kConversionFields == 19, "as many fields as fp8sim.rounding.Conversion");
 
 // Numbers are those of `fp8sim.rounding.Rounding`, which defines the modes.
 enum class Rounding : uint32_t {

@@ -218,7 +218,8 @@ FP8SIM_HD Word round_magnitude(Word magnitude, Mask negative, const Conversion& 
 template <class Element>
 struct Ends {
     Element largest;
-    Element sign;  // 0 in an unsigned format
+    Element sign;    // 0 in an unsigned format
+    Element negate;  // a code's bits if negative codes are those of a two's complement, else 0
     Element below;
     Element zero[2];  // for a positive and for a negative number
     Element overflow[2];
@@ -230,6 +231,7 @@ template <class Element>
 FP8SIM_HD Ends<Element> ends_of(const Conversion& c) {
     return {c.max_code,
             c.sign_bit,
+            c.twos_complement != 0 ? Element{2} * c.sign_bit - 1 : Element{0},
             c.below,
             {c.zero_positive, c.zero_negative},
             {c.overflow_positive, c.overflow_negative},
@@ -248,7 +250,8 @@ FP8SIM_HD Word finish(Word rounded, Mask is_zero, Word x, const Ends<Element>& e
     using L = LayoutOf<Word>;
     const Word magnitude = x & ~L::kSignMask;
     const auto negative = x != magnitude;
-    const Word negative_number = ends.sign != 0 ? rounded | ends.sign : Word{} + ends.below;
+    Word negative_number = ends.sign != 0 ? rounded | ends.sign : Word{} + ends.below;
+    if (ends.negate != 0) negative_number = (Word{} - rounded) & ends.negate;
     Word y = negative ? negative_number : rounded;
     y = rounded > ends.largest ? choose<Word>(negative, ends.overflow) : y;
     y = is_zero ? choose<Word>(negative, ends.zero) : y;
@@ -324,7 +327,8 @@ template <class Word>
 FP8SIM_HD Span span_of(const Conversion& c) {
     using L = LayoutOf<Word>;
     const int64_t lowest_field = int64_t{c.emin} + L::kBias;
-    const int64_t binades = larger<int64_t>((c.max_code + c.offset) >> c.mantissa_bits, 1);
+    const uint32_t largest = c.max_code + c.offset + c.twos_complement;  // the lowest number may be one code further
+    const int64_t binades = larger<int64_t>(largest >> c.mantissa_bits, 1);
     const int64_t highest_field = lowest_field + binades - 1;
     if (highest_field >= L::kLargestField) return Span::kAny;
     if (lowest_field == 1) return Span::kAligned;
@@ -363,8 +367,11 @@ FP8SIM_HD Word number_of_counting(Word counting, const Conversion& c) {
 template <Span span, class Word>
 FP8SIM_HD Word decode(Word code, const Conversion& c) {
     using L = LayoutOf<Word>;
-    const Word magnitude = code & ~(typename WordTypes<Word>::Element)c.sign_bit;
+    using Element = typename WordTypes<Word>::Element;
+    const Element sign_bit = c.sign_bit;
+    Word magnitude = code & ~sign_bit;
     const auto negative = magnitude != code;
+    if (c.twos_complement) magnitude = negative ? (Word{} - code) & (2 * sign_bit - 1) : code;
     Word y = number_of_counting<span, Word>(magnitude + c.offset, c);
     y = magnitude == c.inf_code ? broadcast<Word>(L::kInfinity) : y;
     y = magnitude >= c.nan_from ? broadcast<Word>(L::kQuietNan) : y;

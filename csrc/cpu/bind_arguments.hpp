@@ -47,7 +47,8 @@ inline Conversion to_conversion(const Fields& fields) {
     for (int i = 0; i < kConversionFields; ++i) words[i] = static_cast<uint32_t>(fields[i]);
     std::memcpy(&c, words, sizeof(c));
     if (c.mantissa_bits < 0 || c.mantissa_bits > 23 || c.emin < -65536 || c.emin > 65536 || c.offset > 1 ||
-        c.max_code > 0x7FFFFFFF || static_cast<Rounding>(c.rounding) > Rounding::kStochasticEqual) {
+        c.max_code > 0x7FFFFFFF || c.twos_complement > 1 ||
+        static_cast<Rounding>(c.rounding) > Rounding::kStochasticEqual) {
         refuse("conversion: expected what fp8sim.rounding.resolve returns");
     }
     return c;

@@ -16,6 +16,8 @@ namespace py = pybind11;
 namespace fp8sim {
 namespace {
 
+constexpr py::ssize_t kMostCuts = 255;
+
 struct Operand {
     const char* argument;
     const py::array& array;
@@ -90,6 +92,21 @@ void decode(const py::array& source, const py::array& target, const std::string&
     convert(from, to, conversion, {0, 0, 0, 32});
 }
 
+// `cuts`: numbers of the dtype that the loop compares in.
+void encode_levels(const py::array& source, const py::array& target, const std::string& dtype, const py::array& cuts) {
+    const Operand from = {"source", source, find_dtype("dtype", dtype, true)};
+    const Operand to = {"target", target, find_dtype("code_dtype", "uint8", false)};
+    const bool wide = from.dtype.dtype == Dtype::kFloat64;
+    const Operand compared = {"cuts", cuts, find_dtype("dtype", wide ? "float64" : "float32", true)};
+    check_pair(from, to);
+    check(compared);
+    if (cuts.size() > kMostCuts) refuse("cuts has " + std::to_string(cuts.size()) + " numbers: expected 255 at most");
+    const LevelsJob job = {from.begin(), reinterpret_cast<uint8_t*>(const_cast<char*>(to.begin())), source.size(),
+                           from.dtype.dtype, cuts.data(), static_cast<int>(cuts.size())};
+    const py::gil_scoped_release unlocked;
+    run(job);
+}
+
 void random_integers(const py::array& target, uint64_t seed, uint64_t stream, uint64_t offset, int random_bits) {
     const Operand to = {"target", target, find_dtype("dtype", "uint32", false)};
     const RandomBits random = {seed, stream, offset, random_bits};
@@ -125,6 +142,7 @@ void bind_cast(py::module_& module) {
     module.def("encode", &encode, source, target, dtype, code_dtype, conversion, keywords, seed, stream, offset,
                random_bits);
     module.def("decode", &decode, source, target, code_dtype, dtype, conversion);
+    module.def("encode_levels", &encode_levels, source, target, dtype, py::arg("cuts").noconvert());
     module.def("random_integers", &random_integers, target, keywords, seed, stream, offset, random_bits);
 }
 

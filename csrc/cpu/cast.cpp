@@ -31,6 +31,14 @@ void run(const CastJob& job) {
     });
 }
 
+void run(const LevelsJob& job) {
+    const CastLoops loops = loops_for(current_isa());
+    parallel_for(job.size, kGrain, [&](int64_t begin, int64_t end) {
+        const ScopedFloatEnvironment environment;
+        loops.encode_levels(job, begin, end);
+    });
+}
+
 void draw(uint32_t* target, int64_t size, const RandomBits& random) {
     const CastLoops loops = loops_for(current_isa());
     parallel_for(size, kGrain, [&](int64_t begin, int64_t end) { loops.draw(target, random, begin, end); });

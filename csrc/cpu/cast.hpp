@@ -6,6 +6,7 @@
 namespace fp8sim {
 
 void run(const CastJob& job);
+void run(const LevelsJob& job);
 
 // target[i] = the random integer of element i.
 void draw(uint32_t* target, int64_t size, const RandomBits& random);

@@ -2,6 +2,6 @@
 
 namespace fp8sim {
 
-CastLoops cast_loops_avx2() { return {run_cast, draw}; }
+CastLoops cast_loops_avx2() { return {run_cast, run_levels, draw}; }
 
 }  // namespace fp8sim

@@ -31,7 +31,7 @@ FP8SIM_HD Finish finish_of(const Ends<Element>& e) {
     const bool symmetric = e.sign != 0 && has_sign_of_x(e.overflow, e.sign) && e.infinity[0] == e.overflow[0] &&
                            e.infinity[1] == e.overflow[1] && e.zero[0] == 0;
     const bool signed_zero = has_sign_of_x(e.zero, e.sign), signed_nan = has_sign_of_x(e.nan, e.sign);
-    if (!symmetric) return Finish::kAny;
+    if (!symmetric || e.negate != 0) return Finish::kAny;
     if (e.overflow[0] != e.largest) return signed_zero && signed_nan ? Finish::kOverflow : Finish::kAny;
     if (signed_zero && signed_nan) return Finish::kSaturate;
     if (e.nan[0] != e.nan[1]) return Finish::kAny;

@@ -27,10 +27,21 @@ struct CastJob {
     int random_bits;
 };
 
+// To codes of a codebook: `cuts` are `cut_count` ascending numbers, of the source's dtype, but float for the halves.
+struct LevelsJob {
+    const void* source;
+    uint8_t* codes;
+    int64_t size;
+    Dtype source_dtype;
+    const void* cuts;
+    int cut_count;
+};
+
 // What there is for each instruction set.
 struct CastLoops {
     // Runs elements [begin, end) of a job.
     void (*run)(const CastJob& job, int64_t begin, int64_t end);
+    void (*encode_levels)(const LevelsJob& job, int64_t begin, int64_t end);
     // target[i] = the random integer of element i, for i in [begin, end).
     void (*draw)(uint32_t* target, RandomBits random, int64_t begin, int64_t end);
 };

@@ -12,6 +12,7 @@
 #include "cpu/cast_stages.hpp"
 #include "cpu/decode_table.hpp"
 #include "cpu/halves.hpp"
+#include "cpu/levels_loop.hpp"
 #include "cpu/philox_block.hpp"
 
 namespace fp8sim {
@@ -143,6 +144,17 @@ inline void draw(uint32_t* target, RandomBits random, int64_t begin, int64_t end
     }
 }
 
+template <class From>
+void encode_levels(From from, const LevelsJob& job, int64_t begin, int64_t end) {
+    const auto* source = static_cast<const typename From::Storage*>(job.source);
+    for (int64_t i = begin; i < end; i += kBlock) {
+        const int count = static_cast<int>(smaller<int64_t>(end - i, kBlock));
+        typename From::Bits widened[kBlock];
+        encode_levels_block(
+            widen_block(from, source + i, count, widened), job.codes + i, count, job.cuts, job.cut_count);
+    }
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 // Dispatch on dtypes
 
@@ -167,6 +179,15 @@ void decode_from(const Code* codes, const CastJob& job, int64_t begin, int64_t e
         case Dtype::kBfloat16: return decode_to(Bfloat16{});
         case Dtype::kFloat64: return decode_to(Float64{});
         default: return decode_to(Float32{});
+    }
+}
+
+inline void run_levels(const LevelsJob& job, int64_t begin, int64_t end) {
+    switch (job.source_dtype) {
+        case Dtype::kFloat16: return encode_levels(Float16{}, job, begin, end);
+        case Dtype::kBfloat16: return encode_levels(Bfloat16{}, job, begin, end);
+        case Dtype::kFloat64: return encode_levels(Float64{}, job, begin, end);
+        default: return encode_levels(Float32{}, job, begin, end);
     }
 }
 

@@ -6,7 +6,7 @@ import itertools
 import math
 from typing import Any
 
-from fp8sim.formats import ALIASES, FORMATS, Format
+from fp8sim.formats import ALIASES, FORMATS, Codebook, Format
 
 LARGEST_LISTED = 16
 """Formats of more bits have too many codes to list."""
@@ -16,6 +16,7 @@ def describe(fmt: Format) -> dict[str, Any]:
     """What defines a format and what follows from it; numbers as floats, codes as integers."""
     return {
         "name": str(fmt),
+        "kind": _KINDS[type(fmt), fmt.twos_complement],
         "aliases": [alias for alias, name in ALIASES.items() if name == str(fmt)],
         "bits": fmt.bits,
         "signed": fmt.signed,
@@ -27,12 +28,16 @@ def describe(fmt: Format) -> dict[str, Any]:
         "max": fmt.to_float(fmt.max_code),
         "max_code": fmt.max_code,
         "smallest_normal_exponent": fmt.emin,
-        "smallest": fmt.to_float(1 if fmt.zero else 0),
+        "smallest": float(fmt.smallest),
         "infinity_code": fmt.inf_code,
         "nan": fmt.nan.value,
         "nan_code": fmt.nan_code,
         "negative_zero": fmt.has_negative_zero,
+        "lowest_code": fmt.lowest_code,
     }
+
+
+_KINDS = {(Format, False): "float", (Format, True): "fixed point", (Codebook, False): "codebook"}
 
 
 def codes(fmt: Format) -> list[dict[str, Any]]:
@@ -59,25 +64,33 @@ def _kind(fmt: Format, code: int) -> str:
     magnitude = abs(fmt.value(code))
     if magnitude == 0:
         return "-zero" if code & fmt.sign_bit else "zero"
+    if fmt.twos_complement or isinstance(fmt, Codebook):
+        return "number"
     return "normal" if magnitude >= fmt.smallest_normal else "subnormal"
 
 
 def table() -> str:
     """The catalogue, a line each."""
     names = f"{'name':<22} {'short':<12} {'s/e/m':<7} {'bias':>5} {'largest':>12} {'smallest':>9}  {'infinity':<8} NaN"
-    return "\n".join([names, *(_line(describe(fmt)) for fmt in FORMATS.values()), _FORMULA])
+    return "\n".join([names, *(_line(describe(fmt)) for fmt in FORMATS.values()), *_FORMULAS])
 
 
-_FORMULA = "binary{K}p{P}{s|u}{e|f}: every P3109 format, K = 3..16, by formula, e.g. binary8p4se"
+_FORMULAS = (
+    "binary{K}p{P}{s|u}{e|f}: every P3109 format, K = 3..16, by formula, e.g. binary8p4se",
+    "fixed{K}(fraction={F}[,symmetric]): integers of K bits in two's complement times 2^-F; codebook(...): any levels",
+)
 
 
 def _line(row: dict[str, Any]) -> str:
     smallest = math.frexp(row["smallest"])
     power = f"2^{smallest[1] - 1}" if smallest[0] == 0.5 else f"{row['smallest']:.4g}"
-    shape = f"{int(row['signed'])}/{row['exponent_bits']}/{row['mantissa_bits']}"
+    shape, bias = f"{int(row['signed'])}/{row['exponent_bits']}/{row['mantissa_bits']}", str(row["bias"])
+    if row["kind"] != "float":
+        shape, bias = f"{row['bits']} bits", ""
     infinity = "-" if row["infinity_code"] is None else f"{row['infinity_code']:#x}"
-    nan = "-" if row["nan_code"] is None else f"{row['nan_code']:#x} ({row['nan']})"
-    head = f"{row['name']:<22} {', '.join(row['aliases']):<12} {shape:<7} {row['bias']:>5}"
+    nan = f"- ({row['kind']})" if row["kind"] != "float" else "-"
+    nan = nan if row["nan_code"] is None else f"{row['nan_code']:#x} ({row['nan']})"
+    head = f"{row['name']:<22} {', '.join(row['aliases']):<12} {shape:<7} {bias:>5}"
     return f"{head} {row['max']:>12.7g} {power:>9}  {infinity:<8} {nan}"
 
 
@@ -93,7 +106,9 @@ def listing(fmt: Format) -> str:
 
 
 def _fields(fmt: Format, code: int) -> str:
-    """The code in binary, with a dot between sign, exponent and fraction."""
+    """The code in binary, with a dot between the sign, exponent and fraction of a float."""
     text = f"{code:0{fmt.bits}b}"
+    if fmt.twos_complement or isinstance(fmt, Codebook):
+        return text
     cuts = [0, int(fmt.signed), fmt.bits - fmt.mantissa_bits, fmt.bits]
     return ".".join(part for a, b in itertools.pairwise(cuts) if (part := text[a:b]))

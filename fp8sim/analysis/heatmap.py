@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 
 from fp8sim.analysis.sections import CastLook, Group, Row, Section
 from fp8sim.formats import Format
@@ -38,9 +39,12 @@ class Range:
 
 def range_of(fmt: Format) -> Range:
     """The range of `fmt`; without subnormal numbers `smallest` equals `normal`."""
-    smallest = fmt.smallest  # a power of two
-    exponent = smallest.numerator.bit_length() - smallest.denominator.bit_length()
-    return Range(exponent, min(fmt.emin, fmt.emax + 1), fmt.emax + 1)
+    return Range(_exponent(fmt.smallest), min(_exponent(fmt.smallest_normal), fmt.emax + 1), fmt.emax + 1)
+
+
+def _exponent(number: Fraction) -> int:
+    """floor(log2), exact because the denominator is a power of two."""
+    return number.numerator.bit_length() - number.denominator.bit_length()
 
 
 @dataclass(frozen=True)

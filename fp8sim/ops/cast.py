@@ -12,7 +12,7 @@ from fp8sim import backends, casting, formats
 from fp8sim.casting import check_alone
 from fp8sim.formats import Format
 from fp8sim.ops.library import constant_result, register
-from fp8sim.rounding import Overflow, Rounding, member, preset_policy, resolve
+from fp8sim.rounding import Overflow, Rounding, member, preset_policy
 
 _Array = TypeVar("_Array", "np.ndarray[Any, Any]", torch.Tensor)
 
@@ -98,7 +98,7 @@ def _policy(fmt: str | Format, rounding: Rounding | str, overflow: Overflow | st
     """The policy as one string. ValueError for a format, a mode or a combination that does not exist."""
     parsed = formats.parse(fmt)
     mode, limit = member(Rounding, rounding, "rounding"), member(Overflow, overflow, "overflow")
-    resolve(parsed, mode, limit)
+    casting.policy_of(parsed, mode, limit)
     return f"{parsed}:{mode.name}:{limit.name}"
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from fp8sim import casting, formats
 from fp8sim.formats import Format
-from fp8sim.rounding import Overflow, Rounding, member, resolve
+from fp8sim.rounding import Overflow, Rounding, member
 from fp8sim.testing.assertions import describe, first_index
 from fp8sim.testing.diagnosis import hypotheses
 from fp8sim.testing.elements import Array, Elements, decoded, elements, widened
@@ -220,4 +220,4 @@ def _check_arguments(fmt: Format, rounding: Rounding, overflow: Overflow, dtype:
     ):
         if value not in allowed:
             raise ValueError(f"{argument}={value!r}: use one of {', '.join(allowed)}")
-    resolve(fmt, rounding, overflow)
+    casting.policy_of(fmt, rounding, overflow)

@@ -9,7 +9,7 @@ import numpy as np
 
 from fp8sim import casting
 from fp8sim.formats import Format
-from fp8sim.rounding import Overflow, Rounding, resolve
+from fp8sim.rounding import Overflow, Rounding
 from fp8sim.testing.elements import Array, magnitudes, widened
 
 Encode = Callable[[Array], Array]
@@ -48,7 +48,7 @@ def _policies(fmt: Format, rounding: Rounding, overflow: Overflow) -> Iterator[t
 
 def _represents(fmt: Format, rounding: Rounding, overflow: Overflow) -> bool:
     try:
-        resolve(fmt, rounding, overflow)
+        casting.policy_of(fmt, rounding, overflow)
     except ValueError:
         return False
     return True

@@ -104,6 +104,8 @@ def nan_codes(codes: Array, fmt: Format) -> Array:
     if fmt.nan is Nan.NEGATIVE_ZERO:
         negative_zero: Array = codes == fmt.sign_bit
         return negative_zero
+    if fmt.nan is Nan.NONE:
+        return np.zeros(codes.shape, bool)
     above: Array = magnitudes(codes, fmt) > fmt.max_code + fmt.infinity
     return above
 
@@ -117,8 +119,11 @@ def infinite_codes(codes: Array, fmt: Format) -> Array:
 
 
 def magnitudes(codes: Array, fmt: Format) -> Array:
-    """[...], the codes without their sign bit, in the codes' dtype."""
+    """[...], the codes without their sign, in the codes' dtype."""
     magnitude: Array = codes & codes.dtype.type(fmt.top_code)
+    if fmt.twos_complement:
+        sign_bit = codes.dtype.type(fmt.sign_bit)
+        return np.where(codes & sign_bit, sign_bit - magnitude, magnitude)
     return magnitude
 
 

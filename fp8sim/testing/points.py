@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from fp8sim.formats import FORMATS, Format
+from fp8sim.formats import FORMATS, Codebook, Format
 from fp8sim.testing.elements import Array, decoded, like, numpy_dtype, widened
 
 RANDOM_PATTERNS = 1 << 14
@@ -68,7 +68,16 @@ def _intervals(fmt: Format) -> tuple[Array, Array]:
     inside = np.isfinite(high)
     if not inside.any():
         raise ValueError(f"{fmt} has no two numbers in the range of binary64: its casts are not testable here")
-    return low[inside], high[inside]
+    low, high = low[inside], high[inside]
+    return _mirrored(low, high) if isinstance(fmt, Codebook) else (low, high)
+
+
+def _mirrored(low: Array, high: Array) -> tuple[Array, Array]:
+    """Intervals anywhere with the sign that puts their middle above zero; that of the largest number last."""
+    negative = low / 2 + high / 2 < 0
+    low, high = np.where(negative, -high, low), np.where(negative, -low, high)
+    order = np.argsort(high, kind="stable")
+    return low[order], high[order]
 
 
 def _spread(count: int) -> Array:

@@ -108,7 +108,7 @@ def _near(draw: DrawFn, fmt: Format, dtype: str) -> float:
     """A number of the format, or the midpoint above it, or a few steps of `dtype` beside either."""
     code = draw(st.integers(0, fmt.max_code - 1))
     low, high = decoded(np.array([code, code + 1]), fmt, "float64")
-    centre = np.array([low / 2 + high / 2 if draw(st.booleans()) else low])
+    centre = np.array([abs(low / 2 + high / 2 if draw(st.booleans()) else low)])
     with np.errstate(all="ignore"):
         bits = centre.astype(numpy_dtype(dtype)).view(f"u{numpy_dtype(dtype).itemsize}")
     top = np.array([np.inf], numpy_dtype(dtype)).view(bits.dtype)[0]
