@@ -78,6 +78,46 @@ def random_integers(
 ) -> None:
     """target[i] = the random integer that the stochastic modes take for element i; `target` is uint32."""
 
+def quantize(
+    source: np.ndarray[Any, Any],
+    codes: np.ndarray[Any, Any],
+    stored: np.ndarray[Any, Any],
+    code_dtype: str,
+    blocks: Sequence[int],
+    scale: Sequence[float],
+    store: Sequence[int],
+    conversion: Sequence[int],
+    cuts: np.ndarray[Any, Any],
+    *,
+    seed: int = 0,
+    stream: int = 0,
+    offset: int = 0,
+    random_bits: int = 32,
+) -> float:
+    """codes[i] = the code of source[i] times (over) the factor of its block, rounded to float32 first.
+
+    `source` has float32 patterns, uint32; `blocks` are the matrices, rows and columns of its shape and the rows and
+    columns of a block. `scale` and `store` are what `fp8sim.scaling.constants` returns. `stored` takes the factors,
+    uint8 codes of `store`, or float32 patterns, uint32, where they are stored as such. `cuts`, if there are any,
+    replace `conversion` as in `encode_levels`. Returns the factor of the tensor, 1 without one. `codes` is not
+    `source`; `source` is not empty.
+    """
+
+def block_amax(source: np.ndarray[Any, Any], largest: np.ndarray[Any, Any], blocks: Sequence[int]) -> None:
+    """largest[k] = the float32 pattern of the largest magnitude in block k; both uint32, `blocks` as for `quantize`."""
+
+def scale_factors(
+    largest: np.ndarray[Any, Any],
+    stored: np.ndarray[Any, Any],
+    applied: np.ndarray[Any, Any],
+    scale: Sequence[float],
+    store: Sequence[int],
+) -> float:
+    """stored[k], applied[k] = the factors of blocks whose amax has the float32 pattern largest[k]; all uint32.
+
+    `stored` has codes or float32 patterns, `applied` patterns. Returns the factor of the tensor, 1 without one.
+    """
+
 def get_num_threads() -> int:
     """Threads that loops use, the calling one included: by default the processors that the process may run on."""
 

@@ -57,7 +57,7 @@ def cast(
     Args:
         x: [...], a NumPy array (ml_dtypes' bfloat16 included) or CPU tensor of any strides, empty and 0-d included.
         fmt: a format or its name. In a codebook, x takes the closest level, NaN the last one; of two equally close ones
-            the even code, the larger or the smaller magnitude, as the mode says, which must be one with ties.
+            the even code, the larger or the smaller magnitude, as the mode says, which must be one of ties.
         rounding: a member of `Rounding` or its name in any case.
         overflow: a member of `Overflow` or its name in any case.
         seed: 64 bits; the stochastic modes need it, the others refuse it.
@@ -75,7 +75,7 @@ def cast(
         TypeError: `x` is no array or tensor of the four dtypes, `out` is none of the kind and dtype of `x`.
     """
     conversion = _conversion(fmt, rounding, overflow)
-    random = _random(Rounding(conversion.rounding), seed, stream, offset, random_bits)
+    random = random_keywords(Rounding(conversion.rounding), seed, stream, offset, random_bits)
     dtype = _dtype_of(x, "x", _FLOATS)
     source = _memory(x, "x")
     result = _empty(x, dtype) if out is None else out
@@ -122,7 +122,7 @@ def encode(
         check_alone(preset, rounding, overflow, seed)
         return _encode_as(x, formats.parse(fmt), preset_policy(preset, formats.parse(fmt)))
     conversion = _conversion(fmt, rounding, overflow)
-    random = _random(Rounding(conversion.rounding), seed, stream, offset, random_bits)
+    random = random_keywords(Rounding(conversion.rounding), seed, stream, offset, random_bits)
     dtype, codes = _dtype_of(x, "x", _FLOATS), code_dtype(formats.parse(fmt))
     result = _empty(x, codes)
     source, target = _memory(x, "x"), _memory(result, "out")
@@ -279,7 +279,21 @@ def policy_of(fmt: Format, rounding: Rounding, overflow: Overflow) -> Conversion
     return Levels(fmt, rounding)
 
 
-def _random(mode: Rounding, seed: int | None, stream: int, offset: int, random_bits: int) -> dict[str, int]:
+def loop_arguments(fmt: Format, rounding: Rounding, overflow: Overflow) -> tuple[Conversion, np.ndarray[Any, Any]]:
+    """The conversion from float32 as a loop takes it that serves codebooks, too: their thresholds replace it."""
+    policy = policy_of(fmt, rounding, overflow)
+    if isinstance(policy, Levels):
+        return _NO_CONVERSION, codebooks.thresholds(policy.fmt, policy.rounding, "float32")
+    return policy, _NO_CUTS
+
+
+_NO_CONVERSION = Conversion(*[0] * len(Conversion._fields))
+_NO_CUTS = np.empty(0, np.float32)
+
+
+def random_keywords(
+    mode: Rounding, seed: int | None, stream: int = 0, offset: int = 0, random_bits: int = 32
+) -> dict[str, int]:
     """The keywords of `_core` that say which random bits to use."""
     if not mode.is_stochastic:
         if seed is not None:

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fp8sim import casting, formats, scaling
+from fp8sim import _core, casting, formats, scaling
 from fp8sim.formats import Format
+from fp8sim.granularity import Granularity
 from fp8sim.rounding import Overflow, Rounding, member
-from fp8sim.scaling import E8M0, FLOAT32, Granularity, Order, ScaleRule, ScaleSpec
+from fp8sim.scaling import E8M0, FLOAT32, Factors, Order, ScaleRule, ScaleSpec
 
 if TYPE_CHECKING:
     import torch
@@ -35,8 +36,7 @@ class Quantizer:
 
     Attributes:
         format: the format of the codes.
-        rounding: how a number between two codes is rounded; stochastic modes are refused here, since a quantizer has
-            no random bits of its own.
+        rounding: how a number between two codes is rounded; for a stochastic mode, `quantize` takes a seed.
         overflow: what becomes of numbers above the largest and of infinities.
         scale: which elements share a scale factor, how it is computed, stored and applied; None for no factor.
 
@@ -50,10 +50,6 @@ class Quantizer:
     scale: ScaleSpec | None = None
 
     def __post_init__(self) -> None:
-        if self.rounding.is_stochastic:
-            raise ValueError(
-                f"rounding={self.rounding.name}: a quantizer takes no random bits; use a deterministic mode"
-            )
         casting.policy_of(self.format, self.rounding, self.overflow)
         if self.scale is not None:
             scaling.check(self.format, self.scale)
@@ -62,46 +58,77 @@ class Quantizer:
         text = f"{self.format}:{self.rounding.name}:{self.overflow.name}"
         return text if self.scale is None else _names().get(self, f"{text}:{self.scale}")
 
-    def __call__(self, x: _Array) -> _Array:
+    def __call__(self, x: _Array, **random: int) -> _Array:
         """The numbers [...] that the codes of `x` stand for, times their factors, rounded once to the dtype of `x`.
 
-        NaN stays NaN where the format has one. Blocks along the columns run along the last axis of `x`.
+        NaN stays NaN where the format has one. Blocks along the columns run along the last axis of `x`. `random` as for
+        `quantize`.
         """
         if self.scale is None:
-            return casting.cast(x, self.format, rounding=self.rounding, overflow=self.overflow)
-        result: _Array = self.quantize(x).dequantize()
+            return casting.cast(x, self.format, rounding=self.rounding, overflow=self.overflow, **random)  # type: ignore[arg-type]
+        result: _Array = self.quantize(x, **random).dequantize()
         return result
 
-    def quantize(self, x: Any) -> QuantizedTensor:
+    def quantize(
+        self, x: Any, *, seed: int | None = None, stream: int = 0, offset: int = 0, random_bits: int = 32
+    ) -> QuantizedTensor:
         """The codes and scale factors of x [...], a NumPy array or CPU tensor.
 
         With a scale factor, float64 elements are first rounded to float32, ties to even. A NaN keeps its sign; where
         the factor makes a NaN of a number, it is positive. A NaN factor makes every code of its block NaN, or the
         largest number in a format without NaN.
 
+        Args:
+            x: [...].
+            seed, stream, offset, random_bits: as for `fp8sim.cast`, if the mode is stochastic; elements are counted in
+                row-major order. Factors take no random bits.
+
         Raises:
-            ValueError: too few axes for the granularity, or a tensor that is not on the CPU.
+            ValueError: too few axes for the granularity, a tensor that is not on the CPU, a seed that is missing or
+                unused.
             TypeError: not an array of float32, float64, float16 or bfloat16.
         """
+        random = casting.random_keywords(self.rounding, seed, stream, offset, random_bits)
         if self.scale is None:
-            codes = casting.encode(x, self.format, rounding=self.rounding, overflow=self.overflow)
+            codes = casting.encode(x, self.format, rounding=self.rounding, overflow=self.overflow, **random)
             return QuantizedTensor(codes, None, self, _float_name(x.dtype))
-        bits, granularity = scaling.float32_bits(x), self.scale.granularity
-        blocks = granularity.split(bits)
-        factors = scaling.factors(scaling.block_amax(blocks), self.format, self.scale)
-        codes = _in_slabs(self._block_codes, blocks, factors.applied, casting.code_dtype(self.format))
-        codes = scaling.like(granularity.join(codes, bits.shape), x)
-        scales = scaling.like(factors.stored.reshape(granularity.scale_shape(bits.shape)), x)
+        bits = scaling.float32_bits(x)
+        codes, factors = self._fused(bits, random) if self.scale.fused else self._two_roundings(bits, random)
+        codes, stored = scaling.like(codes, x), scaling.like(factors.stored, x)
         tensor = None if factors.tensor is None else scaling.like(factors.tensor, x)
-        return QuantizedTensor(codes, scales, self, _float_name(x.dtype), tensor)
+        return QuantizedTensor(codes, stored, self, _float_name(x.dtype), tensor)
 
-    def _block_codes(self, bits: NDArray[Any], factors: NDArray[np.float64]) -> NDArray[Any]:
-        """Codes of the float32 patterns `bits`, which `factors` broadcast against."""
+    def _two_roundings(self, bits: NDArray[np.uint32], random: dict[str, int]) -> tuple[NDArray[Any], Factors]:
+        """Codes of the float32 patterns `bits` times their factors, rounded to float32 and then to the format."""
         assert self.scale is not None
-        product = _apply(casting.decode(bits, FLOAT32, dtype="float64"), factors, divide=self.scale.order.divides)
-        if not self.scale.fused:
-            product = casting.cast(product, FLOAT32, overflow="INFINITY")
-        return casting.encode(product, self.format, rounding=self.rounding, overflow=self.overflow)
+        codes, shape = (
+            np.empty(bits.shape, casting.code_dtype(self.format)),
+            self.scale.granularity.scale_shape(bits.shape),
+        )
+        if bits.size == 0:
+            return codes, scaling.factors(np.zeros(shape, np.uint32), self.format, self.scale)
+        stored = np.empty(shape, np.uint32 if self.scale.store == FLOAT32 else np.uint8)
+        conversion, cuts = casting.loop_arguments(self.format, self.rounding, self.overflow)
+        blocks = self.scale.granularity.blocks(bits.shape)
+        arguments = (codes.dtype.name, blocks, *scaling.constants(self.format, self.scale), conversion, cuts)
+        tensor = _core.quantize(bits, codes, stored, *arguments, **random)
+        kept = stored.view(np.float32) if self.scale.store == FLOAT32 else stored
+        return codes, Factors(kept, scaling.tensor_factor(tensor, self.scale), np.empty(0, np.float32))
+
+    def _fused(self, bits: NDArray[np.uint32], random: dict[str, int]) -> tuple[NDArray[Any], Factors]:
+        """Codes of the float32 patterns `bits` times their factors, rounded once: by way of binary64."""
+        assert self.scale is not None
+        granularity, divide = self.scale.granularity, self.scale.divides
+        factors = scaling.factors(scaling.block_amax(bits, granularity), self.format, self.scale)
+
+        def scaled(bits: NDArray[Any], factors: NDArray[np.float64]) -> NDArray[np.float64]:
+            return _apply(casting.decode(bits, FLOAT32, dtype="float64"), factors, divide=divide)
+
+        applied = casting.decode(factors.applied.view(np.uint32), FLOAT32, dtype="float64")
+        blocks = _in_slabs(scaled, granularity.split(bits), applied, "float64")
+        products = granularity.join(blocks, bits.shape)
+        policy = {"rounding": self.rounding, "overflow": self.overflow}
+        return casting.encode(products, self.format, **policy, **random), factors
 
 
 def _float_name(dtype: Any) -> str:
@@ -253,9 +280,9 @@ def _as_dtype(bits: NDArray[Any], name: str, kind: Any) -> Any:
     return bits.view(name)
 
 
-def quantize(x: _Array, quantizer: Quantizer) -> QuantizedTensor:
+def quantize(x: _Array, quantizer: Quantizer, **random: Any) -> QuantizedTensor:
     """`quantizer.quantize(x)`: the simulated backend of `fp8sim.quantize`."""
-    return quantizer.quantize(x)
+    return quantizer.quantize(x, **random)
 
 
 # Codes of fewer than eight bits in bytes

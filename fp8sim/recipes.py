@@ -74,6 +74,9 @@ class GemmRecipe:
 
     def __post_init__(self) -> None:
         _one_of("accumulate", self.accumulate, ACCUMULATIONS)
+        for operand, quantizer in (("first", self.first), ("second", self.second)):
+            if quantizer is not None and quantizer.rounding.is_stochastic:
+                raise ValueError(f"{operand}={quantizer}: the GEMMs of a recipe draw no random bits; use TIES_TO_EVEN")
         if self.dtype is not None:
             _one_of("dtype", self.dtype, ("float32", "float16", "bfloat16", "float64"))
         first, second = (str(q) if q is not None else "" for q in (self.first, self.second))

@@ -1,15 +1,13 @@
-"""From the largest magnitude of a block to its scale factor: granularities, rules, and the order of the arithmetic.
+"""From the largest magnitude of a block to its scale factor: rules, and the order of the arithmetic.
 
-Every step is exact integer work on float32 bit patterns, or one float32 operation: it is computed in binary64, where a
-product of two float32 numbers is exact and a quotient never lands on a tie by rounding, and then rounded once by
-`casting`. So factors depend neither on the process's rounding mode nor on its flushing of subnormals.
+Every step is exact integer work on float32 bit patterns, or one float32 operation, in `csrc/core/scale.hpp`. Factors
+depend neither on the process's rounding mode nor on its flushing of subnormals.
 """
 
 from __future__ import annotations
 
 import enum
-import math
-import re
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -18,8 +16,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fp8sim import casting, formats
+from fp8sim import _core, casting, formats
 from fp8sim.formats import Codebook, Format
+from fp8sim.granularity import Granularity
+from fp8sim.rounding import Conversion, Overflow, Rounding, resolve
 
 if TYPE_CHECKING:
     import torch
@@ -27,14 +27,10 @@ if TYPE_CHECKING:
     _Array = TypeVar("_Array", np.ndarray[Any, Any], torch.Tensor)
 
 Bits = NDArray[np.uint32]
-Doubles = NDArray[np.float64]
 
 FLOAT32 = formats.parse("float32")
 E8M0 = formats.parse("float8_e8m0fnu")
 _LARGEST = float(FLOAT32.max)
-_SMALLEST = float(FLOAT32.smallest)
-_INFINITY_BITS = 0x7F800000
-_E8M0_NAN = 0xFF
 
 
 class ScaleRule(enum.Enum):
@@ -98,102 +94,6 @@ class Order(enum.Enum):
 
 
 @dataclass(frozen=True)
-class Granularity:
-    """Which elements share a scale factor: blocks of `rows` x `columns` over the last two axes of [..., R, C].
-
-    None takes the whole axis; both None is the whole tensor, leading axes included. A tensor [C] is read as [1, C]. The
-    last block of an axis holds what remains. Texts: "tensor", "row" (all of C), "column" (all of R), "1x32", "*x4".
-
-    Raises:
-        ValueError: a block that is not positive.
-    """
-
-    rows: int | None
-    columns: int | None
-
-    def __post_init__(self) -> None:
-        for argument, size in (("rows", self.rows), ("columns", self.columns)):
-            if size is not None and size < 1:
-                raise ValueError(f"{argument}={size}: a block has at least one element; None takes the whole axis")
-
-    def __str__(self) -> str:
-        text = f"{self.rows or '*'}x{self.columns or '*'}"
-        return next((name for name, same in _GRANULARITY_NAMES.items() if same == text), text)
-
-    @classmethod
-    def parse(cls, text: str | Granularity) -> Granularity:
-        """The granularity that `text` names. ValueError if none."""
-        if isinstance(text, Granularity):
-            return text
-        match = re.fullmatch(r"(\d+|\*)x(\d+|\*)", _GRANULARITY_NAMES.get(text, text))
-        if match is None:
-            raise ValueError(f"granularity={text!r}: use {', '.join(_GRANULARITY_NAMES)}, or a block as in '1x32'")
-        rows, columns = (None if size == "*" else int(size) for size in match.groups())
-        return cls(rows, columns)
-
-    @property
-    def is_whole_tensor(self) -> bool:
-        """Whether there is one factor for all elements."""
-        return self.rows is None and self.columns is None
-
-    def scale_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape of the factors of a tensor of `shape`: [] for the whole tensor, else [..., R / rows, C / columns],
-        rounded up; [C / columns] for a tensor [C].
-
-        Raises:
-            ValueError: the tensor has too few axes.
-        """
-        if self.is_whole_tensor:
-            return ()
-        if not shape or (len(shape) == 1 and self.rows != 1):
-            needed = 1 if self.rows == 1 else 2
-            raise ValueError(f"x has shape {list(shape)}: granularity {self} takes {needed} axes or more; reshape it")
-        *leading, r, c = self._as_matrices(shape)
-        counts = (*leading, self._layout(r, self.rows)[0], self._layout(c, self.columns)[0])
-        return counts[1:] if len(shape) == 1 else counts
-
-    def split(self, x: NDArray[Any]) -> NDArray[Any]:
-        """x as blocks [..., R / rows, rows, C / columns, columns], filled up with zeros; a view if nothing is added."""
-        self.scale_shape(x.shape)
-        x = x.reshape(self._as_matrices(x.shape))
-        *leading, r, c = x.shape
-        (r_blocks, rows), (c_blocks, columns) = self._layout(r, self.rows), self._layout(c, self.columns)
-        if (r_blocks * rows, c_blocks * columns) != (r, c):
-            padded = np.zeros((*leading, r_blocks * rows, c_blocks * columns), x.dtype)
-            padded[..., :r, :c] = x
-            x = padded
-        return x.reshape(*leading, r_blocks, rows, c_blocks, columns)
-
-    def join(self, blocks: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
-        """The array of `shape` of which `split` made `blocks`."""
-        *leading, r_blocks, rows, c_blocks, columns = blocks.shape
-        *_, r, c = self._as_matrices(shape)
-        matrices = blocks.reshape(*leading, r_blocks * rows, c_blocks * columns)
-        return np.ascontiguousarray(matrices[..., :r, :c]).reshape(shape)
-
-    def spread(self, factors: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
-        """Factors of `scale_shape(shape)` as they broadcast against the blocks of an array of `shape`."""
-        if self.is_whole_tensor:
-            return factors.reshape(1, 1, 1, 1)
-        if len(shape) == 1:
-            factors = factors[None]
-        return factors[..., :, None, :, None]
-
-    def _as_matrices(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        if self.is_whole_tensor:
-            return (1, math.prod(shape))
-        return (1, *shape) if len(shape) == 1 else shape
-
-    @staticmethod
-    def _layout(length: int, block: int | None) -> tuple[int, int]:
-        """(number of blocks, their size) of an axis; a block of a whole axis has a place even if the axis has none."""
-        return (1, max(length, 1)) if block is None else (-(-length // block), block)
-
-
-_GRANULARITY_NAMES = {"tensor": "*x*", "row": "1x*", "column": "*x1"}
-
-
-@dataclass(frozen=True)
 class ScaleSpec:
     """A scale factor's whole definition, but for the element format.
 
@@ -243,6 +143,11 @@ class ScaleSpec:
         yield f"{name} in one level is stored as float32", not (mx or two) and self.store != FLOAT32
         yield f"amax_floor={self.amax_floor} must be finite and not negative", not 0 <= self.amax_floor <= _LARGEST
         yield "amax_floor belongs to AMAX and POWER_OF_TWO_AMAX in one level", self.amax_floor > 0 and (mx or two)
+
+    @property
+    def divides(self) -> bool:
+        """Whether x is divided by `Factors.applied`; powers of two are applied as reciprocals, to the same effect."""
+        return self.order.divides and not self.rule.is_mx
 
     def __str__(self) -> str:
         parts = [str(self.granularity), self.rule.name, self.order.name, str(self.store)]
@@ -301,18 +206,16 @@ def amax(x: _Array, granularity: str | Granularity) -> _Array:
     Raises:
         ValueError: too few axes, an unknown granularity. TypeError: not an array of these dtypes.
     """
-    parsed = Granularity.parse(granularity)
-    largest = block_amax(parsed.split(float32_bits(x)))
-    return like(largest.view(np.float32).reshape(parsed.scale_shape(tuple(x.shape))), x)
+    return like(block_amax(float32_bits(x), Granularity.parse(granularity)).view(np.float32), x)
 
 
 def float32_bits(x: Any) -> Bits:
     """The float32 patterns [...] of an array or CPU tensor of floats, float64 rounded with ties to even.
 
-    C-contiguous; the memory of `x` itself where that is possible.
+    C-contiguous and aligned; the memory of `x` itself where that is possible.
     """
     if isinstance(x, np.ndarray) and x.dtype == np.float32:
-        return np.asarray(x, np.float32, order="C").view(np.uint32)
+        return np.require(x.view(np.ndarray), requirements=["C", "A"]).reshape(x.shape).view(np.uint32)
     if str(getattr(x, "dtype", "")) == "torch.float32" and x.device.type == "cpu" and str(x.layout) == "torch.strided":
         return float32_bits(x.detach().resolve_neg().numpy())
     return np.asarray(casting.encode(x, FLOAT32, overflow="INFINITY"))
@@ -327,45 +230,78 @@ def like(array: NDArray[Any], x: _Array) -> _Array:
     return torch.from_numpy(array)
 
 
-def block_amax(blocks: Bits) -> Bits:
-    """The pattern of the largest magnitude of each of `Granularity.split`'s blocks: [..., R / rows, C / columns].
+def block_amax(bits: Bits, granularity: Granularity) -> Bits:
+    """The pattern of the largest magnitude of each block of float32 patterns [...]: `Granularity.scale_shape`.
 
     Patterns without sign count upwards: numbers, infinity, NaN. Every NaN becomes the same.
     """
-    magnitudes = (blocks & np.uint32(0x7FFFFFFF)).ravel()
-    if magnitudes.size:  # several times as fast as max(axis=-1)
-        magnitudes = np.maximum.reduceat(magnitudes, np.arange(0, magnitudes.size, blocks.shape[-1]))
-    largest: Bits = magnitudes.reshape(blocks.shape[:-1]).max(axis=-2)
-    return np.where(largest > _INFINITY_BITS, np.uint32(0x7FC00000), largest)
+    largest = np.zeros(granularity.scale_shape(bits.shape), np.uint32)
+    if bits.size:
+        _core.block_amax(bits, largest, granularity.blocks(bits.shape))
+    return largest
 
 
 # Scale factors from amax
 
 
+class Constants(NamedTuple):
+    """A rule and an element format as numbers: all that the loops read (`struct ScaleConstants` in `csrc/core`)."""
+
+    rule: int
+    order: int
+    propagate: int
+    emax: int
+    mantissa_bits: int
+    max: float
+    amax_floor: float
+    store_max: float
+    store_smallest_normal: float
+
+
+@functools.cache
+def constants(fmt: Format, spec: ScaleSpec) -> tuple[Constants, Conversion]:
+    """The numbers of the factors of elements of `fmt`, and the conversion to the format that stores them."""
+    found = Constants(
+        rule=list(ScaleRule).index(spec.rule),
+        order=list(Order).index(spec.order),
+        propagate=int(spec.propagate),
+        emax=fmt.emax,
+        mantissa_bits=min(fmt.mantissa_bits, 22),  # EVEN alone reads it
+        max=float(fmt.max),
+        amax_floor=spec.amax_floor,
+        store_max=float(spec.store.max),
+        store_smallest_normal=float(spec.store.smallest_normal),
+    )
+    return found, resolve(spec.store, Rounding.TIES_TO_EVEN, Overflow.SATURATE)
+
+
 class Factors(NamedTuple):
-    """What a rule makes of the amax of blocks [..., R, C].
+    """What a rule makes of the amax of blocks [...].
 
     Attributes:
-        stored: [..., R, C], float32 factors or codes of `ScaleSpec.store`, which multiply the codes.
+        stored: [...], float32 factors or codes of `ScaleSpec.store`, which multiply the codes.
         tensor: the float32 factor of the tensor [] in a two-level order, else None.
-        applied: [..., R, C], what x is multiplied with or divided by: float32 numbers in binary64.
+        applied: [...], float32: x is divided by it if `ScaleSpec.divides`, else multiplied.
     """
 
     stored: NDArray[Any]
     tensor: NDArray[np.float32] | None
-    applied: Doubles
+    applied: NDArray[np.float32]
 
 
 def factors(largest: Bits, fmt: Format, spec: ScaleSpec) -> Factors:
-    """The factors of blocks whose amax has the float32 patterns `largest` [..., R, C], for elements of `fmt`."""
-    if spec.rule.is_mx:
-        codes = e8m0_codes(largest, fmt, spec.rule)
-        return Factors(codes, None, casting.decode(codes, E8M0, dtype="float64"))
-    numbers = casting.decode(largest, FLOAT32, dtype="float64")
-    with np.errstate(all="ignore"):
-        if spec.order.has_two_levels:
-            return _two_levels(numbers, fmt, spec)
-        return _one_level(np.maximum(numbers, spec.amax_floor), fmt, spec)
+    """The factors of blocks whose amax has the float32 patterns `largest` [...], for elements of `fmt`."""
+    stored, applied = (np.empty(largest.shape, np.uint32) for _ in range(2))
+    tensor = _core.scale_factors(
+        np.ascontiguousarray(largest).reshape(largest.shape), stored, applied, *constants(fmt, spec)
+    )
+    kept = stored.view(np.float32) if spec.store == FLOAT32 else stored.astype(np.uint8)
+    return Factors(kept, tensor_factor(tensor, spec), applied.view(np.float32))
+
+
+def tensor_factor(factor: float, spec: ScaleSpec) -> NDArray[np.float32] | None:
+    """The factor of the tensor as an array [], None where the order has no such factor."""
+    return np.array(factor, np.float32) if spec.order.has_two_levels else None
 
 
 def check(fmt: Format, spec: ScaleSpec) -> None:
@@ -376,101 +312,3 @@ def check(fmt: Format, spec: ScaleSpec) -> None:
         raise ValueError(f"{fmt}: EVEN rounds amax to the format's fraction bits, which a codebook lacks; use FLOOR")
     if spec.rule is ScaleRule.EVEN and fmt.mantissa_bits > 22:
         raise ValueError(f"{fmt}: EVEN rounds amax to fewer than 23 fraction bits; use another rule")
-
-
-def e8m0_codes(largest: Bits, fmt: Format, rule: ScaleRule) -> NDArray[np.uint8]:
-    """E8M0 codes of scale_inv by one of the MX rules, for amax of the float32 patterns `largest` [...] without sign."""
-    match rule:
-        case ScaleRule.FLOOR:
-            exponent = _floor_log2(largest) - fmt.emax
-        case ScaleRule.CEIL:
-            exponent = _ceil_log2(largest) - fmt.emax
-        case ScaleRule.EVEN:
-            exponent = _floor_log2(largest + np.uint32(1 << (22 - fmt.mantissa_bits))) - fmt.emax
-        case ScaleRule.RCEIL:
-            reciprocal = _float32(np.float64(1 / float(fmt.max)))
-            with np.errstate(all="ignore"):
-                product = _float32(casting.decode(largest, FLOAT32, dtype="float64") * reciprocal)
-            exponent = _ceil_log2(float32_bits(product))
-        case _:
-            raise ValueError(f"rule={rule.name}: E8M0 codes come from FLOOR, CEIL, EVEN or RCEIL")
-    codes = np.where(largest == 0, 0, np.clip(exponent + 127, 0, _E8M0_NAN - 1))
-    return np.where(largest < _INFINITY_BITS, codes, _E8M0_NAN).astype(np.uint8)
-
-
-def _floor_log2(bits: Bits) -> NDArray[np.int64]:
-    """floor(log2) of float32 patterns without sign; far below all others for zero, 128 for infinity."""
-    field = (bits >> 23).astype(np.int64)
-    subnormal = (bits.astype(np.float64).view(np.int64) >> 52) - 1023 - 149  # the length of the integer `bits`
-    return np.where(field > 0, field - 127, subnormal)
-
-
-def _ceil_log2(bits: Bits) -> NDArray[np.int64]:
-    """ceil(log2), as `_floor_log2`."""
-    tail = np.where(bits >> 23 > 0, bits & np.uint32(0x7FFFFF), bits & (bits - (bits > 0)))
-    return _floor_log2(bits) + (tail > 0)
-
-
-def _float32(x: Any) -> Doubles:
-    """Magnitudes in binary64 rounded to float32, ties to even; NaN positive, whatever sign the processor gave it."""
-    result: Doubles = np.abs(casting.cast(np.asarray(x, np.float64), FLOAT32, overflow="INFINITY"))
-    return result
-
-
-def _one_level(amax: Doubles, fmt: Format, spec: ScaleSpec) -> Factors:
-    power_of_two = spec.rule is ScaleRule.POWER_OF_TWO_AMAX
-    if spec.order.divides:
-        scale_inv = np.maximum(_float32(amax / float(fmt.max)), _SMALLEST)
-        scale_inv = _power_of_two(scale_inv, up=True) if power_of_two else scale_inv
-        applied = scale_inv = _replace_unusable(scale_inv, amax, spec)
-    else:
-        scale = np.minimum(_float32(float(fmt.max) / amax), _LARGEST)
-        scale = _power_of_two(scale, up=False) if power_of_two else scale
-        applied = _replace_unusable(scale, amax, spec)
-        scale_inv = _float32(1.0 / applied)
-    return Factors(_as_float32(scale_inv), None, applied)
-
-
-def _replace_unusable(factor: Doubles, amax: Doubles, spec: ScaleSpec) -> Doubles:
-    """1 where amax is zero, infinite or NaN, unless the arithmetic is to show."""
-    return factor if spec.propagate else np.where((amax > 0) & np.isfinite(amax), factor, 1.0)
-
-
-def _power_of_two(numbers: Doubles, *, up: bool) -> Doubles:
-    """Positive float32 numbers rounded to a power of two within float32; zero, infinity and NaN stay."""
-    bits = float32_bits(numbers)
-    exponent = np.minimum((_ceil_log2 if up else _floor_log2)(bits), 127)
-    return np.where((numbers > 0) & np.isfinite(numbers), np.ldexp(1.0, exponent), numbers)
-
-
-def _as_float32(numbers: Any) -> NDArray[np.float32]:
-    """Float32 numbers in binary64 as what they are."""
-    return float32_bits(np.asarray(numbers)).view(np.float32)
-
-
-def _two_levels(amax: Doubles, fmt: Format, spec: ScaleSpec) -> Factors:
-    largest, ends = float(fmt.max), float(fmt.max) * float(spec.store.max)
-    whole = np.asarray(np.max(amax, initial=0.0))
-    if spec.order is Order.TWO_LEVEL_TRANSFORMER_ENGINE:
-        scale = _replace_unusable(np.minimum(_float32(ends / whole), _LARGEST), whole, spec)
-        tensor = _float32(1.0 / scale)
-        blocks = np.minimum(_float32(amax * _float32(scale * _float32(1.0 / largest))), _LARGEST)
-    else:
-        tensor = _float32(whole / ends)
-        tensor = tensor if spec.propagate else np.maximum(_replace_unusable(tensor, whole, spec), _SMALLEST)
-        blocks = _float32(_float32(amax / largest) / tensor)
-    if spec.order is Order.TWO_LEVEL_TORCHAO:
-        blocks = np.maximum(blocks, float(spec.store.smallest_normal))
-    codes = casting.encode(blocks, spec.store)
-    return Factors(codes, _as_float32(tensor), _two_level_factor(codes, tensor, spec))
-
-
-def _two_level_factor(codes: NDArray[Any], tensor: Doubles, spec: ScaleSpec) -> Doubles:
-    """What x is multiplied with or divided by, from the blocks' codes and the tensor's factor."""
-    blocks = casting.decode(codes, spec.store, dtype="float64")
-    if spec.order is Order.TWO_LEVEL_TORCHAO:
-        return _float32(_float32(1.0 / tensor) / blocks)
-    combined = _float32(blocks * tensor)
-    if spec.order is Order.TWO_LEVEL_TRANSFORMER_ENGINE:
-        return np.minimum(_float32(1.0 / combined), _LARGEST)
-    return np.where(combined == 0, np.inf, combined)  # x / infinity is a zero of the sign of x

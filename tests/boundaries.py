@@ -1,6 +1,7 @@
 """Where conversions go wrong: numbers, midpoints, their neighbours in the source, what lies beyond, specials."""
 
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import ml_dtypes
@@ -97,6 +98,17 @@ def random_integers(count: int, arguments: dict[str, int]) -> Array:
     target = np.empty(count, np.uint32)
     _core.random_integers(target, **{name: value % 2**64 for name, value in arguments.items()})
     return target
+
+
+def each_isa() -> Iterator[str]:
+    """The names of the instruction sets, each in use while it is the loop's; afterwards the one before."""
+    chosen = _core.isa()
+    try:
+        for isa in _core.isas():
+            _core.set_isa(isa)
+            yield isa
+    finally:
+        _core.set_isa(chosen)
 
 
 def bits_of(x: Array) -> Array:

@@ -20,7 +20,7 @@ FACADE = "fp8sim"
 LAYERS = [
     ["formats"],
     ["rounding", "codebooks", "casting", "interop"],
-    ["scaling"],
+    ["granularity", "scaling"],
     ["quantizers", "mma"],
     ["recipes", "simulate", "compare"],
     ["cuda", "backends"],

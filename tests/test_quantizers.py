@@ -15,14 +15,15 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
 import fp8sim
-from fp8sim import quantizers
+from fp8sim import _core, casting, quantizers, scaling
 from fp8sim.formats import FORMATS, Codebook, Format
+from fp8sim.granularity import Granularity
 from fp8sim.ops import quantize as ops
 from fp8sim.quantizers import ALIASES, QUANTIZERS, QuantizedTensor, Quantizer, pack, unpack
 from fp8sim.rounding import Overflow, Rounding
-from fp8sim.scaling import Granularity
 from fp8sim.simulate.matmul import GemmEvent, gemm, observe
 from tests import scale_oracle
+from tests.boundaries import each_isa
 
 
 def small_blocks(quantizer: Quantizer) -> Quantizer:
@@ -59,13 +60,14 @@ SPECIALS = np.array(
 def check(x: NDArray[np.float32], quantizer: Quantizer) -> None:
     """Codes, factors and dequantized numbers of `x` are those of the definition."""
     codes, factors = scale_oracle.quantize(x, quantizer)
-    actual = quantizer.quantize(x)
-    assert actual.codes.tolist() == codes.tolist()
-    for block, stored in factors.stored.items():
-        expected = factors.codes.get(block, float(stored))
-        assert np.array_equal(actual.scales[block], expected, equal_nan=True)
-    if actual.tensor_scale is not None:
-        assert np.array_equal(actual.tensor_scale, np.float32(float(factors.tensor)), equal_nan=True)
+    for _ in each_isa():
+        actual = quantizer.quantize(x)
+        assert actual.codes.tolist() == codes.tolist()
+        for block, stored in factors.stored.items():
+            expected = factors.codes.get(block, float(stored))
+            assert np.array_equal(actual.scales[block], expected, equal_nan=True)
+        if actual.tensor_scale is not None:
+            assert np.array_equal(actual.tensor_scale, np.float32(float(factors.tensor)), equal_nan=True)
     numbers = np.zeros(x.shape, np.float32)
     for index in np.ndindex(x.shape):
         numbers[index] = scale_oracle.value(int(codes[index]), index, factors, quantizer)
@@ -392,3 +394,146 @@ def test_formats_without_factor_are_encoded_and_decoded(fmt: Format) -> None:
     quantized = fp8sim.quantize(x, str(fmt))
     assert torch.equal(quantized.codes, fp8sim.encode(x, fmt))
     assert torch.equal(quantized.dequantize(), fp8sim.cast(x, fmt))
+
+
+# Large tensors: units of work, threads, and what does not fit into one of them.
+
+LARGE = {
+    "mxfp8": [(7, 5000), (2, 3, 1030), (9000,), (300, 40)],
+    "mxint8_rceil": [(40, 320), (1, 70000)],
+    "nvfp4": [(70, 500), (4097,)],
+    "nvfp4_te_16x16": [(70, 500), (2, 33, 90)],
+    "fp8_128x128_divide": [(300, 260), (130, 9000)],
+    "fp8_tensor_te": [(300, 1000), (5,)],
+    "fp8_row_torchao": [(5, 9001), (300, 10)],
+    "nf4": [(11, 5000)],
+    "e4m3:TIES_TO_EVEN:SATURATE:column/AMAX/MULTIPLY/float32": [(300, 5000)],
+    "bf16:TO_ODD:SATURATE:1x5000/AMAX/MULTIPLY/float32": [(3, 12000)],
+    "tf32:TOWARD_ZERO:SATURATE:3x1/AMAX/DIVIDE/float32": [(8, 5000)],
+}
+
+
+def by_parts(x: NDArray[np.float32], quantizer: Quantizer, **random: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Codes and stored factors from the amax of NumPy, factors of whole arrays, and an encode of all products."""
+    spec = quantizer.scale
+    assert spec is not None
+    blocks = spec.granularity.split(x)
+    largest = np.abs(blocks).max(axis=(-1, -3)).astype(np.float32)
+    factors = scaling.factors(largest.view(np.uint32), quantizer.format, spec)
+    spread = factors.applied.reshape(*blocks.shape[:-3], 1, blocks.shape[-2], 1)
+    with np.errstate(over="ignore"):  # where a factor is rounded down, the largest may overflow
+        products = blocks / spread if spec.divides else blocks * spread
+    codes = casting.encode(
+        spec.granularity.join(products, x.shape), quantizer.format, rounding=quantizer.rounding, **random
+    )
+    return codes, factors.stored.reshape(spec.granularity.scale_shape(x.shape))
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_large_tensors_in_units_and_threads(name: str) -> None:
+    quantizer, threads = quantizers.parse(name), _core.get_num_threads()
+    for shape in LARGE[name]:
+        x = sample(shape, seed=len(shape))
+        codes, stored = by_parts(x, quantizer)
+        for isa in each_isa():
+            actual = quantizer.quantize(x)
+            assert np.array_equal(actual.codes, codes), (isa, shape)
+            assert np.array_equal(actual.scales, stored), (isa, shape)
+    x = sample((2, 300, 513))
+    _core.set_num_threads(1)
+    try:
+        alone = quantizer.quantize(x)
+        _core.set_num_threads(3)
+        assert np.array_equal(quantizer.quantize(x).codes, alone.codes)
+        assert np.array_equal(quantizer.quantize(x).scales, alone.scales)
+    finally:
+        _core.set_num_threads(threads)
+
+
+# Stochastic rounding.
+
+STOCHASTIC = ["mxfp8_e4m3", "nvfp4_te", "nvfp4_te_16x16", "fp8_tensor_te", "fp8_128x128", "mxint8"]
+
+
+@pytest.mark.parametrize("mode", [mode for mode in Rounding if mode.is_stochastic])
+@pytest.mark.parametrize("name", STOCHASTIC)
+def test_stochastic_codes_take_the_random_bits_of_their_place(name: str, mode: Rounding) -> None:
+    quantizer = dataclasses.replace(QUANTIZERS[name], rounding=mode)
+    random = {"seed": 2**63 + 5, "stream": 2**64 - 9, "offset": 2**64 - 777, "random_bits": 9 + mode}
+    for shape in ((70, 130), (3, 5, 33)):
+        x = sample(shape)
+        codes, stored = by_parts(x, quantizer, **random)
+        for isa in each_isa():
+            actual = quantizer.quantize(x, **random)
+            assert np.array_equal(actual.codes, codes), isa
+            assert np.array_equal(actual.scales, stored), isa
+    fused = with_scale(quantizer, fused=True)
+    codes, stored = by_parts(x.astype(np.float64), fused, **random)
+    actual = fused.quantize(x, **random)
+    assert np.array_equal(actual.codes, codes)
+    assert np.array_equal(actual.scales, stored)
+
+
+def test_a_shard_is_quantized_as_its_part_of_the_whole() -> None:
+    x = torch.from_numpy(sample((16, 64)))
+    text = str(QUANTIZERS["mxfp8_e4m3"].scale)
+    name = f"e4m3:STOCHASTIC:SATURATE:{text}"
+    whole = fp8sim.quantize(x, name, seed=3, stream=4)
+    part = fp8sim.quantize(x[5:], name, seed=3, stream=4, offset=5 * 64)
+    assert torch.equal(part.codes, whole.codes[5:])
+    assert not torch.equal(fp8sim.quantize(x, name, seed=3, stream=5).codes, whole.codes)
+    assert torch.equal(quantizers.parse(name)(x, seed=3, stream=4), whole.dequantize())
+
+
+def test_stochastic_quantization_is_unbiased() -> None:
+    """The mean of 4096 quantizations lies within 5 sigma of x, and no single one is x."""
+    x = np.full((4096, 16), 0.3, np.float32)
+    x[:, 0] = 6.0
+    name = f"e2m1:STOCHASTIC:SATURATE:{QUANTIZERS['nvfp4_te'].scale}"
+    found = fp8sim.quantize(x, name, seed=1).dequantize()[:, 1:]
+    assert set(np.unique(found)) == {0.0, 0.5}
+    sigma = 0.5 * math.sqrt(0.6 * 0.4 / found.size)
+    assert abs(found.mean() - 0.3) < 5 * sigma
+
+
+def test_seeds_that_are_missing_or_unused_are_refused() -> None:
+    x = np.zeros((2, 32), np.float32)
+    with pytest.raises(ValueError, match="rounding=STOCHASTIC needs random bits: pass seed="):
+        fp8sim.quantize(x, "e4m3:STOCHASTIC")
+    with pytest.raises(ValueError, match="rounding=STOCHASTIC needs random bits: pass seed="):
+        fp8sim.quantize(x, f"e4m3:STOCHASTIC:SATURATE:{QUANTIZERS['mxfp8_e4m3'].scale}")
+    with pytest.raises(ValueError, match="seed=1: rounding=TIES_TO_EVEN takes no random bits"):
+        fp8sim.quantize(x, "mxfp8", seed=1)
+    with pytest.raises(ValueError, match="seed=.*64 bits"):
+        fp8sim.quantize(x, "e4m3:STOCHASTIC", seed=2**64)
+
+
+def test_the_loops_refuse_what_does_not_fit() -> None:
+    x, codes, stored = np.zeros((2, 32), np.uint32), np.zeros((2, 32), np.uint8), np.zeros((2, 1), np.uint8)
+    quantizer = QUANTIZERS["mxfp8_e4m3"]
+    assert quantizer.scale is not None
+    scale = scaling.constants(quantizer.format, quantizer.scale)
+    conversion, cuts = casting.loop_arguments(quantizer.format, quantizer.rounding, quantizer.overflow)
+    good = {"source": x, "codes": codes, "stored": stored, "code_dtype": "uint8", "blocks": (1, 2, 32, 1, 32)}
+    good |= {"scale": scale[0], "store": scale[1], "conversion": conversion, "cuts": cuts}
+    assert _core.quantize(**good) == 1
+    for change, message in (
+        ({"blocks": (1, 2, 31, 1, 31)}, "blocks: expected outer, rows, columns"),
+        ({"blocks": (1, 2, 32, 1, 64)}, "a block within them"),
+        ({"blocks": (0, 2, 32, 1, 32)}, "blocks: expected"),
+        ({"blocks": (1, 2, 32, 1, 16)}, "stored has 2 elements: expected 4"),
+        ({"stored": np.zeros((2, 1), np.uint16)}, "stored has items of 2 bytes: expected uint8"),
+        ({"codes": np.zeros((2, 33), np.uint8)}, "target has 66 elements: expected those of source, 64"),
+        ({"source": x.view(np.uint64)}, "source has items of 8 bytes: expected uint32"),
+        ({"cuts": np.zeros(256, np.float32)}, "cuts: expected 255 numbers at most"),
+        ({"scale": scale[0]._replace(rule=6)}, "scale: expected what fp8sim.scaling.constants returns"),
+        ({"scale": scale[0]._replace(max=math.nan)}, "scale: expected what"),
+        ({"codes": x, "code_dtype": "uint32"}, "codes is source: pass memory of its own"),
+        ({"random_bits": 0}, "random_bits=0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            _core.quantize(**good | change)
+    with pytest.raises(ValueError, match="largest has 2 elements: expected 4"):
+        _core.block_amax(x, np.zeros(2, np.uint32), (1, 2, 32, 1, 16))
+    with pytest.raises(ValueError, match="applied has 3 elements: expected 4"):
+        _core.scale_factors(np.zeros(4, np.uint32), np.zeros(4, np.uint32), np.zeros(3, np.uint32), *scale)

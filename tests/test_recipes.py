@@ -65,13 +65,19 @@ def test_a_short_text_takes_the_defaults() -> None:
         ("e4m3:nearest", "rounding='nearest': use one of TIES_TO_EVEN"),
         ("e4m3:TO_ODD:clip", "overflow='clip': use one of SATURATE"),
         ("e2m1:TIES_TO_EVEN:INFINITY", "has neither"),
-        ("e4m3:STOCHASTIC", "takes no random bits"),
         ("a:b:c:d:e", r"expected FORMAT\[:ROUNDING\[:OVERFLOW\[:SCALE\]\]\], got 5 parts"),
     ],
 )
 def test_a_bad_quantizer_says_what_is_wrong(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         quantizers.parse(text)
+
+
+def test_a_gemm_draws_no_random_bits() -> None:
+    with pytest.raises(
+        ValueError, match="second=float8_e4m3fn:STOCHASTIC:SATURATE: the GEMMs of a recipe draw no random"
+    ):
+        GemmRecipe(second=quantizers.parse("e4m3:STOCHASTIC"))
 
 
 @given(any_recipe)

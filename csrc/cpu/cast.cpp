@@ -10,7 +10,10 @@ namespace {
 // Elements that one thread takes at a time: a multiple of every block and vector.
 constexpr int64_t kGrain = int64_t{1} << 15;
 
-CastLoops loops_for(Isa isa) {
+}  // namespace
+
+CastLoops current_loops() {
+    const Isa isa = current_isa();
 #if defined(FP8SIM_HAVE_AVX512)
     if (isa == Isa::kAvx512) return cast_loops_avx512();
 #endif
@@ -21,10 +24,8 @@ CastLoops loops_for(Isa isa) {
     return cast_loops_portable();
 }
 
-}  // namespace
-
 void run(const CastJob& job) {
-    const CastLoops loops = loops_for(current_isa());
+    const CastLoops loops = current_loops();
     parallel_for(job.size, kGrain, [&](int64_t begin, int64_t end) {
         const ScopedFloatEnvironment environment;
         loops.run(job, begin, end);
@@ -32,7 +33,7 @@ void run(const CastJob& job) {
 }
 
 void run(const LevelsJob& job) {
-    const CastLoops loops = loops_for(current_isa());
+    const CastLoops loops = current_loops();
     parallel_for(job.size, kGrain, [&](int64_t begin, int64_t end) {
         const ScopedFloatEnvironment environment;
         loops.encode_levels(job, begin, end);
@@ -40,7 +41,7 @@ void run(const LevelsJob& job) {
 }
 
 void draw(uint32_t* target, int64_t size, const RandomBits& random) {
-    const CastLoops loops = loops_for(current_isa());
+    const CastLoops loops = current_loops();
     parallel_for(size, kGrain, [&](int64_t begin, int64_t end) { loops.draw(target, random, begin, end); });
 }
 

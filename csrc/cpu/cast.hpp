@@ -5,6 +5,9 @@
 
 namespace fp8sim {
 
+// Those of the instruction set in use.
+CastLoops current_loops();
+
 void run(const CastJob& job);
 void run(const LevelsJob& job);
 

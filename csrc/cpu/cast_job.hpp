@@ -5,6 +5,7 @@
 
 #include "core/format.hpp"
 #include "core/random.hpp"
+#include "cpu/quantize_job.hpp"
 
 namespace fp8sim {
 
@@ -42,6 +43,11 @@ struct CastLoops {
     // Runs elements [begin, end) of a job.
     void (*run)(const CastJob& job, int64_t begin, int64_t end);
     void (*encode_levels)(const LevelsJob& job, int64_t begin, int64_t end);
+    // Units [begin, end) of a job.
+    void (*quantize)(const QuantizeJob& job, Pass pass, int64_t begin, int64_t end);
+    // Factors of blocks from their amax.
+    void (*make_factors)(const uint32_t* largest, uint32_t* stored, uint32_t* applied, int64_t count, ScaleConstants s,
+                         TensorFactor tensor);
     // target[i] = the random integer of element i, for i in [begin, end).
     void (*draw)(uint32_t* target, RandomBits random, int64_t begin, int64_t end);
 };

@@ -97,6 +97,15 @@ void for_each_block(const CastJob& job, int64_t begin, int64_t end, Apply apply)
     }
 }
 
+template <class Element, class Code>
+void encode_block(const Element* x, const uint32_t* random, Code* codes, int count, const Plan<Element>& plan) {
+    constexpr Rounding kUsual = Rounding::kTiesToEven;
+    if (plan.mode == kUsual && try_fast<kUsual, true>(x, random, codes, count, plan)) return;
+    uint32_t wide_codes[kBlock];
+    encode_stage(x, random, wide_codes, count, plan);
+    narrow_codes(wide_codes, codes, count);
+}
+
 template <class From, class Code>
 void encode_elements(From from, const CastJob& job, Code* codes, int64_t begin, int64_t end) {
     using Element = typename From::Bits;
@@ -104,12 +113,7 @@ void encode_elements(From from, const CastJob& job, Code* codes, int64_t begin, 
     const Plan<Element> plan = plan_of<Element>(job.conversion, job.random_bits);
     for_each_block<Element>(job, begin, end, [&](int64_t i, int count, const uint32_t* random) {
         Element widened[kBlock];
-        const Element* x = widen_block(from, source + i, count, widened);
-        constexpr Rounding kUsual = Rounding::kTiesToEven;
-        if (plan.mode == kUsual && try_fast<kUsual, true>(x, random, codes + i, count, plan)) return;
-        uint32_t wide_codes[kBlock];
-        encode_stage(x, random, wide_codes, count, plan);
-        narrow_codes(wide_codes, codes + i, count);
+        encode_block(widen_block(from, source + i, count, widened), random, codes + i, count, plan);
     });
 }
 

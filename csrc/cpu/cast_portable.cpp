@@ -1,7 +1,7 @@
-#include "cpu/cast_loops.hpp"
+#include "cpu/quantize_loops.hpp"
 
 namespace fp8sim {
 
-CastLoops cast_loops_portable() { return {run_cast, run_levels, draw}; }
+CastLoops cast_loops_portable() { return {run_cast, run_levels, run_quantize, make_factors, draw}; }
 
 }  // namespace fp8sim

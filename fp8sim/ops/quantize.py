@@ -20,7 +20,15 @@ _FLOAT8 = ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz")
 _METADATA = "fp8sim:"
 
 
-def quantize(x: np.ndarray[Any, Any] | torch.Tensor, quantizer: str | Quantizer) -> QuantizedTensor:
+def quantize(
+    x: np.ndarray[Any, Any] | torch.Tensor,
+    quantizer: str | Quantizer,
+    *,
+    seed: int | None = None,
+    stream: int = 0,
+    offset: int = 0,
+    random_bits: int = 32,
+) -> QuantizedTensor:
     """Scale and encode x; `.dequantize()` goes back.
 
     Args:
@@ -28,20 +36,26 @@ def quantize(x: np.ndarray[Any, Any] | torch.Tensor, quantizer: str | Quantizer)
             last axis; the last block of an axis holds what remains.
         quantizer: a `Quantizer` or its text: "mxfp8", "nvfp4", "fp8_1x128", ... (`fp8sim.quantizers.QUANTIZERS`), or a
             format for no scale factor.
+        seed, stream, offset, random_bits: as for `fp8sim.cast`, if the quantizer's mode is stochastic, as in
+            "e2m1:STOCHASTIC:SATURATE:" and a scale factor. Elements are counted in row-major order.
 
     Returns:
         Codes and scale factors, of the kind of `x`, without gradient. Special values as `Quantizer.quantize` and the
         quantizer's scale rule say.
 
     Raises:
-        ValueError: an unknown quantizer, too few axes, a backend other than "simulate".
+        ValueError: an unknown quantizer, too few axes, a seed that is missing or unused, a backend other than
+            "simulate".
         TypeError: not an array or tensor of these dtypes.
     """
     parsed = quantizers.parse(quantizer)
     device = x.device.type if isinstance(x, torch.Tensor) else "cpu"
     if device != "cpu":
         raise ValueError(f"x is on {device}: quantize runs on the CPU alone; pass x.cpu()")
-    result: QuantizedTensor = backends.row("quantize", backends.select("quantize", device)).load()(x, parsed)
+    implementation = backends.row("quantize", backends.select("quantize", device)).load()
+    result: QuantizedTensor = implementation(
+        x, parsed, seed=seed, stream=stream, offset=offset, random_bits=random_bits
+    )
     return result
 
 
