@@ -29,7 +29,10 @@ test-full: lint
 	$(RUN) -m pytest -q -n 2 -m "" --timeout 3600 $(ARGS)
 
 bench: $(INSTALLED)
+	@$(PIP) install --no-deps "$$(grep '^torchao==' constraints.txt)" \
+	    || echo "torchao is not installable here: the benchmark says where it is not measured"
 	$(RUN) -m benchmarks.run --suite casts $(ARGS)
+	$(RUN) -m benchmarks.run --suite quantizers $(ARGS)
 	$(RUN) -m benchmarks.scaling
 
 # A second build of the package, in build/sanitize, in front of the installed one. -P keeps the sources out of its way.
@@ -71,12 +74,13 @@ $(INSTALLED): $(DEPENDENCIES) setup.py $(wildcard csrc/*/*)
 	@$(PIP) install --no-deps --no-build-isolation --editable .
 	@touch $@
 
-# triton is pinned apart: a CUDA build of torch brings the triton that it needs, a CPU build brings none.
+# triton is pinned apart: a CUDA build of torch brings the triton that it needs, a CPU build brings none. torchao, with
+# which the benchmarks compare, comes with them.
 $(DEPENDENCIES): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("fp8sim needs Python 3.11 or later, and $(PYTHON) is " + sys.version.split()[0] + ": name another one, e.g. make PYTHON=python3.11")'
 	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	@echo "installing the pinned requirements in $(VENV) ..."
-	@grep -v '^triton==' constraints.txt > $(VENV)/requirements.txt
+	@grep -v -e '^triton==' -e '^torchao==' constraints.txt > $(VENV)/requirements.txt
 	@$(PIP) install --requirement $(VENV)/requirements.txt
 	@$(RUN) -c 'import importlib.util, sys; sys.exit(sys.platform == "linux" and not importlib.util.find_spec("triton"))' \
 	    || $(PIP) install "$$(grep '^triton==' constraints.txt)" \

@@ -5,6 +5,7 @@ To add a case, write a function from a size to a `Work` and decorate it with `@c
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import floor, peers
-from fp8sim import _core, casting, formats
+from fp8sim import _core, casting, formats, quantizers, scaling
 from fp8sim.rounding import Overflow, Rounding, member, resolve
 
 Array = np.ndarray[Any, Any]
@@ -154,6 +155,40 @@ def decode_work(policy: Policy, size: int) -> Work:
     )
 
 
+@dataclass(frozen=True)
+class Quantized:
+    """What quantizing made: [rows, columns] of codes, the stored factors, the factor of the tensor."""
+
+    codes: Array
+    stored: Array
+    tensor: float
+
+
+def quantize_work(name: str, size: int) -> Work:
+    quantizer = quantizers.parse(name)
+    spec, fmt = quantizer.scale, quantizer.format
+    assert spec is not None
+    x = np.random.default_rng(0).standard_normal((size // 1024, 1024), dtype=np.float32)
+    codes, stored = np.empty(x.shape, np.uint8), np.empty(spec.granularity.scale_shape(x.shape), np.uint32)
+    if spec.store.bits == 8:
+        stored = stored.astype(np.uint8)
+    conversion, cuts = casting.loop_arguments(fmt, quantizer.rounding, quantizer.overflow)
+    arguments = ("uint8", spec.granularity.blocks(x.shape), *scaling.constants(fmt, spec), conversion, cuts)
+    tensors: list[float] = []
+
+    def run() -> None:
+        tensors[:] = [_core.quantize(x.view(np.uint32), codes, stored, *arguments)]
+
+    return Work(
+        run=run,
+        check=lambda: peers.check_quantized(x, Quantized(codes, stored, *tensors), quantizer),
+        elements=size,
+        bytes=5 * size + stored.nbytes,
+        floor=lambda: floor.copy(x, codes),
+        peers=peers.quantizes(x, name),
+    )
+
+
 WORKS = {"cast": cast_work, "encode": encode_work, "decode": decode_work}
 
 
@@ -178,3 +213,13 @@ for text in ("e5m2:TIES_TO_EVEN:INFINITY", "bf16:TIES_TO_EVEN:INFINITY", "e8m0:T
     register_conversion("encode", text)
 for text in ("e4m3fnuz:TIES_TO_EVEN:SATURATE", "binary8p4se:TIES_TO_EVEN:SATURATE", "fp16:TIES_TO_EVEN:INFINITY"):
     register_conversion("cast", text)
+
+QUANTIZERS = {"mxfp8_e4m3": 2.0, "nvfp4_torchao": 10.0, "mxfp8_e4m3_rceil": None, "mxfp4": None, "mxint8": None}
+QUANTIZERS |= dict.fromkeys(("nvfp4", "nvfp4_te", "fp8_1x128", "fp8_128x128", "fp8_tensor_te", "nf4"))
+for name, times in QUANTIZERS.items():
+    register(
+        f"quantize {name}",
+        "quantizers",
+        functools.partial(quantize_work, name),
+        **({} if times is None else {"torchao": (times, times)}),
+    )

@@ -7,15 +7,23 @@ that lost, follows every other deterministic mode; a stochastic result must be o
 from __future__ import annotations
 
 import functools
+import importlib
+import logging
+import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
 import numpy as np
 import torch
 
-from fp8sim.formats import Format
+from fp8sim.formats import Codebook, Format
+from fp8sim.quantizers import Quantizer
 from fp8sim.rounding import Overflow, Rounding
+from fp8sim.scaling import Order, ScaleRule, ScaleSpec
+
+if TYPE_CHECKING:
+    from benchmarks.cases import Quantized
 
 Array = np.ndarray[Any, Any]
 Call = Callable[[], object]
@@ -89,6 +97,59 @@ def check_decoded(codes: Array, y: Array, fmt: Format) -> None:
     assert np.array_equal(y, expected[codes], equal_nan=True), "not the numbers of the codes"
 
 
+def check_quantized(x: Array, found: Quantized, quantizer: Quantizer) -> None:
+    """AssertionError unless `found` is x [R, C] quantized; by NumPy's arithmetic and ml_dtypes, on 64 rows."""
+    spec, fmt = quantizer.scale, quantizer.format
+    assert spec is not None
+    rows = 128 if spec.granularity.rows == 128 else None if spec.granularity.is_whole_tensor else 1
+    part = x if rows is None else x[:64] if rows == 1 else x[: max(rows, 128)]
+    blocks = spec.granularity.split(part)
+    amax = np.abs(blocks).max(axis=(-1, -3), keepdims=True)
+    whole = np.abs(x).max()
+    stored = found.stored.reshape(-1)[: amax.size].reshape(amax.shape)
+    applied, expected = judged_factors(amax, whole, stored, spec, fmt)
+    assert np.array_equal(stored, expected), "not the factors of amax"
+    products = spec.granularity.join(blocks / applied if spec.order.divides else blocks * applied, part.shape)
+    numbers = np.array([fmt.to_float(code) for code in fmt.codes])[found.codes[: part.shape[0]]]
+    if isinstance(fmt, Codebook):
+        levels = np.array(fmt.levels)
+        nearest = np.abs(products[..., None].astype(np.float64) - levels).min(axis=-1)
+        assert np.array_equal(np.abs(numbers - products), nearest), "not the closest levels"
+        return
+    clipped = np.maximum(products, float(fmt.value(fmt.lowest_code)))
+    expected_values = expected_numbers(clipped, fmt, quantizer.rounding)
+    lowest = clipped < -float(fmt.max)
+    wrong = np.flatnonzero((numbers != expected_values) & ~lowest)
+    assert wrong.size == 0, f"{wrong.size} of {part.size} codes wrong"
+
+
+def judged_factors(amax: Array, whole: Any, stored: Array, spec: ScaleSpec, fmt: Format) -> tuple[Array, Array]:
+    """(what x is multiplied with or divided by, what is stored) by the equations of `ScaleRule` and `Order`."""
+    one, largest = np.float32(1), np.float32(float(fmt.max))
+    if spec.rule.is_mx:
+        exponent = np.frexp(amax)[1] - 1 - fmt.emax
+        if spec.rule is ScaleRule.RCEIL:
+            fraction, exponent = np.frexp(amax * (one / largest))
+            exponent = exponent - (fraction == 0.5)
+        return np.exp2(exponent).astype(np.float32), (exponent + 127).astype(np.uint8)
+    if not spec.order.has_two_levels:
+        applied = amax / largest if spec.order is Order.DIVIDE else largest / amax
+        return applied, (applied if spec.order is Order.DIVIDE else one / applied).view(np.uint32)
+    ends = np.float32(float(spec.store.max)) * largest
+    kind = getattr(ml_dtypes, spec.store.name)
+    if spec.order is Order.TWO_LEVEL_TRANSFORMER_ENGINE:
+        scale = ends / whole
+        blocks = (amax * (scale * (one / largest))).astype(kind).astype(np.float32)
+        applied = one / (blocks * (one / scale))
+    elif spec.order is Order.TWO_LEVEL_TORCHAO:
+        blocks = np.maximum(amax / largest / (whole / ends), np.float32(2**-6)).astype(kind).astype(np.float32)
+        applied = one / (whole / ends) / blocks
+    else:
+        blocks = (amax / largest / (whole / ends)).astype(kind).astype(np.float32)
+        applied = blocks * (whole / ends)
+    return applied, blocks.astype(kind).view(np.uint8)
+
+
 # Peers, with buffers of their own, reused wherever their functions allow it.
 
 
@@ -129,6 +190,35 @@ def decodes(codes: Array, fmt: Format) -> dict[str, Call]:
     if kind := getattr(ml_dtypes, fmt.name, None):
         found["ml_dtypes"] = lambda: codes.view(kind).astype(np.float32)
     return found
+
+
+@functools.cache
+def torchao() -> tuple[Any, Any] | None:
+    """torchao's modules for MX and NVFP4, or None where it is not installed. Importing it warns of what it lacks."""
+    logging.getLogger("torchao").setLevel(logging.CRITICAL)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return (
+                importlib.import_module("torchao.prototype.mx_formats.mx_tensor"),
+                importlib.import_module("torchao.prototype.mx_formats.nvfp4_tensor"),
+            )
+        except ModuleNotFoundError:
+            return None
+
+
+def quantizes(x: Array, name: str) -> dict[str, Call]:
+    """torchao's, which allocate what they return; amax and the factor of the tensor are part of quantizing."""
+    source, modules = torch.from_numpy(x), torchao()
+    if modules is None:
+        return {}
+    mx, nvfp4 = modules
+    if name.startswith("mxfp8_e4m3"):
+        mode = mx.ScaleCalculationMode.RCEIL if name.endswith("rceil") else mx.ScaleCalculationMode.FLOOR
+        return {"torchao": lambda: mx.to_mx(source, torch.float8_e4m3fn, 32, mode)}
+    if name == "nvfp4_torchao":
+        return {"torchao": lambda: nvfp4.nvfp4_quantize(source, 16, nvfp4.per_tensor_amax_to_scale(source.abs().max()))}
+    return {}
 
 
 def quiet(call: Call) -> object:

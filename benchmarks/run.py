@@ -71,7 +71,8 @@ def measure(case: Case, size: int, samples: int) -> dict[str, Any]:
         "bytes_per_second": work.bytes / seconds,
         "ratios": ratios,
         "at_least": expected,
-        "misses": [against for against, least in expected.items() if ratios[against] < least],
+        "misses": [against for against, least in expected.items() if ratios.get(against, least) < least],
+        "not_measured": [against for against in expected if against not in ratios],
     }
 
 
@@ -86,6 +87,7 @@ def line(row: dict[str, Any]) -> str:
         least = row["at_least"].get(against)
         wanted = f" (>= {least:g}{' MISSED' if against in row['misses'] else ''})" if least else ""
         parts.append(f"{against} {ratio:.2f}{wanted}" if against == "floor" else f"{against} x{ratio:.1f}{wanted}")
+    parts += [f"{against} not measured: it is not installed" for against in row["not_measured"]]
     return f"{head}{speed}   {'   '.join(parts)}"
 
 

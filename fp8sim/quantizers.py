@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,16 +58,17 @@ class Quantizer:
         text = f"{self.format}:{self.rounding.name}:{self.overflow.name}"
         return text if self.scale is None else _names().get(self, f"{text}:{self.scale}")
 
-    def __call__(self, x: _Array, **random: int) -> _Array:
+    def __call__(self, x: _Array, **random: Any) -> _Array:
         """The numbers [...] that the codes of `x` stand for, times their factors, rounded once to the dtype of `x`.
 
         NaN stays NaN where the format has one. Blocks along the columns run along the last axis of `x`. `random` as for
         `quantize`.
         """
         if self.scale is None:
-            return casting.cast(x, self.format, rounding=self.rounding, overflow=self.overflow, **random)  # type: ignore[arg-type]
-        result: _Array = self.quantize(x, **random).dequantize()
-        return result
+            result = casting.cast(x, self.format, rounding=self.rounding, overflow=self.overflow, **random)
+        else:
+            result = self.quantize(x, **random).dequantize()
+        return cast("_Array", result)
 
     def quantize(
         self, x: Any, *, seed: int | None = None, stream: int = 0, offset: int = 0, random_bits: int = 32
@@ -88,7 +89,7 @@ class Quantizer:
                 unused.
             TypeError: not an array of float32, float64, float16 or bfloat16.
         """
-        random = casting.random_keywords(self.rounding, seed, stream, offset, random_bits)
+        random: dict[str, Any] = casting.random_keywords(self.rounding, seed, stream, offset, random_bits)
         if self.scale is None:
             codes = casting.encode(x, self.format, rounding=self.rounding, overflow=self.overflow, **random)
             return QuantizedTensor(codes, None, self, _float_name(x.dtype))
@@ -98,7 +99,7 @@ class Quantizer:
         tensor = None if factors.tensor is None else scaling.like(factors.tensor, x)
         return QuantizedTensor(codes, stored, self, _float_name(x.dtype), tensor)
 
-    def _two_roundings(self, bits: NDArray[np.uint32], random: dict[str, int]) -> tuple[NDArray[Any], Factors]:
+    def _two_roundings(self, bits: NDArray[np.uint32], random: dict[str, Any]) -> tuple[NDArray[Any], Factors]:
         """Codes of the float32 patterns `bits` times their factors, rounded to float32 and then to the format."""
         assert self.scale is not None
         codes, shape = (
@@ -115,7 +116,7 @@ class Quantizer:
         kept = stored.view(np.float32) if self.scale.store == FLOAT32 else stored
         return codes, Factors(kept, scaling.tensor_factor(tensor, self.scale), np.empty(0, np.float32))
 
-    def _fused(self, bits: NDArray[np.uint32], random: dict[str, int]) -> tuple[NDArray[Any], Factors]:
+    def _fused(self, bits: NDArray[np.uint32], random: dict[str, Any]) -> tuple[NDArray[Any], Factors]:
         """Codes of the float32 patterns `bits` times their factors, rounded once: by way of binary64."""
         assert self.scale is not None
         granularity, divide = self.scale.granularity, self.scale.divides
@@ -127,8 +128,8 @@ class Quantizer:
         applied = casting.decode(factors.applied.view(np.uint32), FLOAT32, dtype="float64")
         blocks = _in_slabs(scaled, granularity.split(bits), applied, "float64")
         products = granularity.join(blocks, bits.shape)
-        policy = {"rounding": self.rounding, "overflow": self.overflow}
-        return casting.encode(products, self.format, **policy, **random), factors
+        codes = casting.encode(products, self.format, rounding=self.rounding, overflow=self.overflow, **random)
+        return codes, factors
 
 
 def _float_name(dtype: Any) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import cases, run, scaling, timing
+from benchmarks import cases, peers, run, scaling, timing
 from benchmarks.cases import REGISTRY, Policy
 from fp8sim import _core, casting
 from fp8sim.formats import parse
@@ -44,6 +44,31 @@ def test_a_missed_expectation_is_named() -> None:
     row = run.measure(impossible, SIZE, samples=1)
     assert row["misses"] == ["floor"]
     assert "(>= 1e+09 MISSED)" in run.line(row)
+
+
+def test_a_peer_that_is_not_installed_is_named() -> None:
+    case = REGISTRY["cast e4m3:TIES_TO_EVEN:SATURATE"]
+    absent = cases.Case(case.name, case.suite, case.build, {SIZE: {"elsewhere": 2.0}})
+    row = run.measure(absent, SIZE, samples=1)
+    assert (row["misses"], row["not_measured"]) == ([], ["elsewhere"])
+    assert "elsewhere not measured: it is not installed" in run.line(row)
+
+
+@pytest.mark.parametrize("part", ["codes", "stored"])
+@pytest.mark.parametrize("name", cases.QUANTIZERS)
+def test_the_judges_notice_one_wrong_code_or_factor(name: str, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    work, judged = cases.quantize_work(name, SIZE), peers.check_quantized
+
+    def spoiled(x: Any, found: cases.Quantized, quantizer: Any) -> None:
+        array = getattr(found, part).reshape(-1)
+        array[0] ^= 1
+        judged(x, found, quantizer)
+
+    work.run()
+    work.check()
+    monkeypatch.setattr(peers, "check_quantized", spoiled)
+    with pytest.raises(AssertionError):
+        work.check()
 
 
 def test_a_wrong_result_is_not_timed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,26 +15,69 @@ using FloatLanes = typename WordTypes<Lanes<uint32_t>>::Float;
 // ---------------------------------------------------------------------------------------------------------------------
 // amax
 
-FP8SIM_HD uint32_t largest_lane(Lanes<uint32_t> lanes) {
-    for (int step = kLanes<uint32_t> / 2; step > 0; step /= 2) {
-        Lanes<uint32_t> others = {};
-        for (int lane = 0; lane < kLanes<uint32_t>; ++lane) others[lane] = lane ^ step;
-        lanes = larger<Lanes<uint32_t>>(lanes, __builtin_shuffle(lanes, others));
+FP8SIM_HD Lanes<uint32_t> magnitudes(const uint32_t* x) { return load<uint32_t>(x) & ~Layout<uint32_t>::kSignMask; }
+
+FP8SIM_HD Lanes<uint32_t> one_nan(Lanes<uint32_t> largest) {
+    using L = Layout<uint32_t>;
+    return largest > L::kInfinity ? broadcast<Lanes<uint32_t>>(L::kQuietNan) : largest;
+}
+
+// Lane k of the result is the largest lane of vector k. A step takes pairs of vectors to one with half as many lanes of
+// each: the larger ones of neighbours.
+FP8SIM_HD Lanes<uint32_t> largest_lanes(Lanes<uint32_t> (&vectors)[kLanes<uint32_t>]) {
+    Lanes<uint32_t> even = {};
+    for (int lane = 0; lane < kLanes<uint32_t>; ++lane) even[lane] = 2 * lane;
+    for (int count = kLanes<uint32_t>; count > 1; count /= 2) {
+        for (int k = 0; k < count / 2; ++k) {
+            const Lanes<uint32_t> a = vectors[2 * k], b = vectors[2 * k + 1];
+            vectors[k] = larger<Lanes<uint32_t>>(__builtin_shuffle(a, b, even), __builtin_shuffle(a, b, even + 1));
+        }
     }
-    return lanes[0];
+    return vectors[0];
+}
+
+// As many blocks of whole vectors in one row as a vector has lanes.
+template <int steps>
+FP8SIM_HD Lanes<uint32_t> largest_of_blocks(const uint32_t* x, int64_t block) {
+    constexpr int kStep = kLanes<uint32_t>;
+    Lanes<uint32_t> vectors[kStep];
+#pragma GCC unroll 16
+    for (int k = 0; k < kStep; ++k, x += block) {
+        vectors[k] = magnitudes(x);
+        if constexpr (steps > 0) {
+            for (int step = 1; step < steps; ++step) {
+                vectors[k] = larger<Lanes<uint32_t>>(vectors[k], magnitudes(x + step * kStep));
+            }
+        } else {
+            for (int64_t i = kStep; i < block; i += kStep) {
+                vectors[k] = larger<Lanes<uint32_t>>(vectors[k], magnitudes(x + i));
+            }
+        }
+    }
+    return one_nan(largest_lanes(vectors));
+}
+
+// largest[k] of the blocks of one row that `largest_of_blocks` can take together; how many those are.
+template <int steps>
+__attribute__((noinline)) int64_t find_largest_together(
+    const uint32_t* x, int64_t count, int64_t block, uint32_t* largest) {
+    constexpr int kStep = kLanes<uint32_t>;
+    int64_t k = 0;
+    for (; k + kStep <= count; k += kStep) store<uint32_t>(largest + k, largest_of_blocks<steps>(x + k * block, block));
+    return k;
 }
 
 // The largest magnitude's bits of `count` numbers: patterns without sign go up with the numbers, NaN last.
 FP8SIM_HD uint32_t largest_magnitude(const uint32_t* x, int64_t count) {
-    using L = Layout<uint32_t>;
     constexpr int kStep = kLanes<uint32_t>;
     Lanes<uint32_t> lanes = {};
     int64_t i = 0;
-    for (; i + kStep <= count; i += kStep) {
-        lanes = larger<Lanes<uint32_t>>(lanes, load<uint32_t>(x + i) & ~L::kSignMask);
+    for (; i + kStep <= count; i += kStep) lanes = larger<Lanes<uint32_t>>(lanes, magnitudes(x + i));
+    uint32_t largest = 0;
+    if (i > 0) {
+        for (int lane = 0; lane < kStep; ++lane) largest = larger<uint32_t>(largest, lanes[lane]);
     }
-    uint32_t largest = i > 0 ? largest_lane(lanes) : 0;
-    for (; i < count; ++i) largest = larger<uint32_t>(largest, x[i] & ~L::kSignMask);
+    for (; i < count; ++i) largest = larger<uint32_t>(largest, x[i] & ~Layout<uint32_t>::kSignMask);
     return largest;
 }
 
@@ -42,8 +85,15 @@ FP8SIM_HD uint32_t largest_magnitude(const uint32_t* x, int64_t count) {
 __attribute__((noinline)) void find_largest(
     const uint32_t* x, int64_t rows, int64_t stride, int64_t width, int64_t block, uint32_t* largest) {
     using L = Layout<uint32_t>;
+    constexpr int kStep = kLanes<uint32_t>;
     const int64_t count = (width + block - 1) / block;
-    for (int64_t k = 0; k < count; ++k) {
+    int64_t k = 0;
+    if (rows == 1 && block % kStep == 0) {
+        if (block == kStep) k = find_largest_together<1>(x, width / block, block, largest);
+        else if (block == 2 * kStep) k = find_largest_together<2>(x, width / block, block, largest);
+        else k = find_largest_together<0>(x, width / block, block, largest);
+    }
+    for (; k < count; ++k) {
         const int64_t columns = smaller<int64_t>(block, width - k * block);
         uint32_t found = 0;
         for (int64_t row = 0; row < rows; ++row) {
@@ -60,14 +110,19 @@ __attribute__((noinline)) void find_largest(
 __attribute__((noinline)) void make_factors(
     const uint32_t* largest, uint32_t* stored, uint32_t* applied, int64_t count, ScaleConstants s, TensorFactor tensor) {
     constexpr int kStep = kLanes<uint32_t>;
-    for (int64_t k = 0; k < count; k += kStep) {
-        const int64_t some = smaller<int64_t>(count - k, kStep);
-        uint32_t amax[kStep] = {};
-        memcpy(amax, largest + k, some * sizeof(uint32_t));
+    int64_t k = 0;
+    const auto make = [=](const uint32_t* amax, uint32_t* stored, uint32_t* applied) FP8SIM_INLINE {
         const Factor<Lanes<uint32_t>> factor = factor_of(load<uint32_t>(amax), s, tensor);
-        memcpy(stored + k, &factor.stored, some * sizeof(uint32_t));
-        memcpy(applied + k, &factor.applied, some * sizeof(uint32_t));
-    }
+        store<uint32_t>(stored, factor.stored);
+        store<uint32_t>(applied, factor.applied);
+    };
+    for (; k + kStep <= count; k += kStep) make(largest + k, stored + k, applied + k);
+    if (k == count) return;
+    uint32_t rest[3][kStep] = {};
+    memcpy(rest[0], largest + k, (count - k) * sizeof(uint32_t));
+    make(rest[0], rest[1], rest[2]);
+    memcpy(stored + k, rest[1], (count - k) * sizeof(uint32_t));
+    memcpy(applied + k, rest[2], (count - k) * sizeof(uint32_t));
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -86,7 +141,14 @@ FP8SIM_HD Lanes<uint32_t> meet_factor(Lanes<uint32_t> x, FloatLanes factor) {
 
 template <bool divide>
 FP8SIM_HD void scale_run(const uint32_t* x, uint32_t* y, int64_t count, uint32_t factor) {
+    using L = Layout<uint32_t>;
     const FloatLanes lanes = bit_cast<FloatLanes>(broadcast<Lanes<uint32_t>>(factor));
+    if (factor > 0 && factor < L::kInfinity) {  // makes no NaN, and NaN of x passes the processor with its sign
+        return map_lanes<uint32_t>(x, y, count, [=](Lanes<uint32_t> number, int64_t) FP8SIM_INLINE {
+            const FloatLanes float_number = bit_cast<FloatLanes>(number);
+            return bit_cast<Lanes<uint32_t>>(divide ? float_number / lanes : float_number * lanes);
+        });
+    }
     map_lanes<uint32_t>(
         x, y, count, [=](Lanes<uint32_t> number, int64_t) FP8SIM_INLINE { return meet_factor<divide>(number, lanes); });
 }
