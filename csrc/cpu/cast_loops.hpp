@@ -111,6 +111,11 @@ void encode_elements(From from, const CastJob& job, Code* codes, int64_t begin, 
     using Element = typename From::Bits;
     const auto* source = static_cast<const typename From::Storage*>(job.source);
     const Plan<Element> plan = plan_of<Element>(job.conversion, job.random_bits);
+    if constexpr (sizeof(typename From::Storage) == sizeof(Element)) {
+        constexpr Rounding kUsual = Rounding::kTiesToEven;
+        const bool usual = plan.mode == kUsual;
+        if (usual && try_fast<kUsual, true>(source + begin, nullptr, codes + begin, end - begin, plan)) return;
+    }
     for_each_block<Element>(job, begin, end, [&](int64_t i, int count, const uint32_t* random) {
         Element widened[kBlock];
         encode_block(widen_block(from, source + i, count, widened), random, codes + i, count, plan);
@@ -125,6 +130,10 @@ void cast_elements(From from, const CastJob& job, int64_t begin, int64_t end) {
     const auto* source = static_cast<const Storage*>(job.source);
     auto* target = static_cast<Storage*>(job.target);
     const Plan<Element> plan = plan_of<Element>(job.conversion, job.random_bits);
+    if constexpr (!kIsHalf) {
+        const bool draws = is_stochastic(plan.mode);
+        if (!draws && try_cast_stage(source + begin, nullptr, target + begin, end - begin, plan)) return;
+    }
     for_each_block<Element>(job, begin, end, [&](int64_t i, int count, const uint32_t* random) {
         Element widened[kBlock];
         const Element* x = widen_block(from, source + i, count, widened);
