@@ -4,8 +4,11 @@
 // at x, so the sum |x| + C is x rounded to the format, ties to even, carry into the next binade included:
 //
 //     (|x| + C) - C              is the rounded magnitude, exactly
-//     bits(|x| + C) - bits(C)    is its significand in units of the spacing, whence its counting code
+//     bits(|x| + C) - bits(C)    is its significand in units of the spacing
 //     |x| - ((|x| + C) - C)      is what rounding took away, exactly: every other mode is a step of one from there
+//
+// A multiple K of the spacing added to C changes none of this while the sum stays in C's binade. Where codes are wanted,
+// K counts those of the binades below E, so that the sum's fraction is the counting code.
 //
 // Needs the default floating-point environment (`ScopedFloatEnvironment`) and a compiler that keeps to IEEE arithmetic.
 // The last bit of the sum is that of the code if M >= 1.
@@ -24,6 +27,7 @@ struct Adder {
     Element highest;  // and of the binade above the largest number
     Element lift;     // from E to the exponent of C, in place
     Element units;    // a number: 2^32 / the smallest spacing
+    Element counted;  // `lift` less what shifting `lowest` down as a count of codes leaves
     int mantissa_bits;
 };
 
@@ -34,7 +38,9 @@ FP8SIM_HD Adder<Element> adder_of(const Conversion& c) {
     const int binades = larger<int>(c.max_code >> c.mantissa_bits, 1);
     return {Element(lowest) << L::kFractionBits, Element(lowest + binades) << L::kFractionBits,
             Element(L::kFractionBits - c.mantissa_bits) << L::kFractionBits,
-            Element(L::kBias + 32 - c.emin + c.mantissa_bits) << L::kFractionBits, c.mantissa_bits};
+            Element(L::kBias + 32 - c.emin + c.mantissa_bits) << L::kFractionBits,
+            (Element(L::kFractionBits - c.mantissa_bits) << L::kFractionBits) - (Element(lowest) << c.mantissa_bits),
+            c.mantissa_bits};
 }
 
 // Whether the sums of this format are numbers that the source's dtype has.
@@ -44,7 +50,8 @@ FP8SIM_HD bool adder_fits(const Conversion& c) {
     const int m = c.mantissa_bits, lowest = c.emin + L::kBias;
     const int64_t highest = int64_t{lowest} + larger<int>(c.max_code >> m, 1);
     const bool has_codes = c.offset == 0 && m >= 1 && m < L::kFractionBits;
-    return has_codes && lowest - m - 1 >= 1 && highest + L::kFractionBits - m <= 2 * L::kBias;
+    const bool codes_fit = (uint64_t{c.max_code} + (uint64_t{2} << m)) >> L::kFractionBits == 0;
+    return has_codes && codes_fit && lowest - m - 1 >= 1 && highest + L::kFractionBits - m <= 2 * L::kBias;
 }
 
 // Stochastic rounding looks 32 bits below the spacing; binary32's subnormals must lie below those.
@@ -71,12 +78,13 @@ FP8SIM_HD auto adder_rounds_away(Lanes<uint32_t> magnitude, Lanes<uint32_t> expo
     return (units < bit_cast<Float>(shifted_one) ? far_fraction : fraction) > threshold;
 }
 
-// The bits of |x| + C, one ulp up or down where the mode is not ties to even.
+// The bits of |x| + C + K, one ulp up or down where the mode is not ties to even.
 template <Rounding mode, class Word, class Mask, class Element>
-FP8SIM_HD Word adder_sum(Word magnitude, Word exponent, Mask negative, Word random, const Adder<Element>& adder) {
+FP8SIM_HD Word adder_sum(Word magnitude, Word exponent, Word constant_bits, Mask negative, Word random,
+                         const Adder<Element>& adder) {
     using Float = typename WordTypes<Word>::Float;
     using L = Layout<Element>;
-    const Word one = broadcast<Word>(1), constant_bits = exponent + adder.lift;
+    const Word one = broadcast<Word>(1);
     const Float x = bit_cast<Float>(magnitude), constant = bit_cast<Float>(constant_bits);
     const Word sum = bit_cast<Word>(x + constant);
     if constexpr (mode == Rounding::kTiesToEven) return sum;
@@ -84,7 +92,7 @@ FP8SIM_HD Word adder_sum(Word magnitude, Word exponent, Mask negative, Word rand
     const Float lost = x - (bit_cast<Float>(sum) - constant);
     const auto rounded_up = lost < Float{}, rounded_down = lost > Float{};
     const Word floor = sum - where(rounded_up, one);
-    const Word half_spacing = constant_bits - (Element{L::kFractionBits + 1} << L::kFractionBits);
+    const Word half_spacing = exponent + (adder.lift - (Element{L::kFractionBits + 1} << L::kFractionBits));
     const Word lost_bits = bit_cast<Word>(lost);
     if constexpr (mode == Rounding::kTowardZero) return floor;
     if constexpr (mode == Rounding::kToOdd) return floor | where(lost != Float{}, one);
@@ -106,10 +114,15 @@ FP8SIM_HD Word round_by_adder(Word magnitude, Mask negative, Word random, const 
     const Word in_place = magnitude & L::kInfinity;
     const Word limited = clamped ? in_place : smaller<Word>(in_place, broadcast<Word>(adder.highest));
     const Word exponent = larger<Word>(limited, broadcast<Word>(adder.lowest));
-    const Word constant = exponent + adder.lift;
-    const Word sum = adder_sum<mode>(magnitude, exponent, negative, random, adder);
-    if constexpr (!to_codes) return bit_cast<Word>(bit_cast<Float>(sum) - bit_cast<Float>(constant));
-    return sum - constant + ((exponent - adder.lowest) >> (L::kFractionBits - adder.mantissa_bits));
+    if constexpr (!to_codes) {
+        const Word constant = exponent + adder.lift;
+        const Word sum = adder_sum<mode>(magnitude, exponent, constant, negative, random, adder);
+        return bit_cast<Word>(bit_cast<Float>(sum) - bit_cast<Float>(constant));
+    }
+    const Word codes_below = exponent >> (L::kFractionBits - adder.mantissa_bits);
+    const Word sum = adder_sum<mode>(magnitude, exponent, exponent + codes_below + adder.counted, negative, random, adder);
+    // An infinite sum is above all codes if C is taken from it, and has no fraction.
+    return clamped ? sum & L::kFractionMask : sum - (exponent + adder.lift);
 }
 
 }  // namespace

@@ -42,13 +42,16 @@ FP8SIM_HD Finish finish_of(const Ends<Element>& e) {
 constexpr Finish without_rarities(Finish finish) { return finish == Finish::kSaturate ? finish : Finish::kAny; }
 
 // `y` is a code, or the bits of a number; the sign bit of codes is `sign_shift` places below that of x.
-template <Finish kind, class Word, class Element>
+// Without `with_sign`, which needs kSaturate, the sign is left to the caller.
+template <Finish kind, bool with_sign, class Word, class Element>
 FP8SIM_HD Word finish_fast(Word y, Word x, const Ends<Element>& ends, int sign_shift) {
     using L = LayoutOf<Word>;
+    static_assert(with_sign || kind == Finish::kSaturate, "the other kinds depend on the sign");
     if constexpr (kind == Finish::kAny) return finish<Word>(y, y == 0, x, ends);
     const Word sign = (x & L::kSignMask) >> sign_shift;
     const auto is_nan = (x & ~L::kSignMask) > L::kInfinity;
     const Word nan = broadcast<Word>(ends.nan[0]);
+    if constexpr (!with_sign) return is_nan ? nan : y;
     if constexpr (kind == Finish::kSaturate) return (is_nan ? nan : y) | sign;
     if constexpr (kind == Finish::kSaturateUnsignedNan) return is_nan ? nan : y | sign;
     if constexpr (kind == Finish::kSaturateUnsignedZero) return is_nan ? nan : y | where(y != 0, sign);

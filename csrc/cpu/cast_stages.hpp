@@ -92,8 +92,8 @@ Plan<Element> plan_of(const Conversion& c, int random_bits) {
 // ---------------------------------------------------------------------------------------------------------------------
 // Loops
 
-// The number that x becomes, or its code.
-template <Way way, Rounding mode, Finish kind, bool to_codes, class Word, class Element>
+// The number that x becomes, or its code; `with_sign` as for `finish_fast`.
+template <Way way, Rounding mode, Finish kind, bool to_codes, bool with_sign = true, class Word, class Element>
 FP8SIM_HD Word convert_fast(Word x, Word random, const Plan<Element>& plan) {
     using L = Layout<Element>;
     const Word all = x & ~L::kSignMask;
@@ -107,8 +107,8 @@ FP8SIM_HD Word convert_fast(Word x, Word random, const Plan<Element>& plan) {
         y = round_magnitude<mode, Reach::kAligned>(magnitude, negative, c, random, plan.random_bits);
         if constexpr (!to_codes) y = y << (L::kFractionBits - c.mantissa_bits);
     }
-    if constexpr (to_codes) return finish_fast<kind>(y, x, plan.codes, plan.sign_shift);
-    return finish_fast<kind>(y, x, plan.numbers, 0);
+    if constexpr (to_codes) return finish_fast<kind, with_sign>(y, x, plan.codes, plan.sign_shift);
+    return finish_fast<kind, true>(y, x, plan.numbers, 0);
 }
 
 template <Rounding mode, class Element>
@@ -119,6 +119,12 @@ FP8SIM_HD Lanes<Element> random_lanes(const uint32_t* random, int64_t i) {
 
 template <Way way, Rounding mode, Finish kind, bool to_codes, class Element, class To>
 FP8SIM_LOOP fast_loop(const Element* x, const uint32_t* random, To* to, int64_t count, Plan<Element> plan) {
+    if constexpr (kHasSignedBytes && kind == Finish::kSaturate && sizeof(Element) == 4 && sizeof(To) == 1) {
+        const int64_t done = map_to_signed_bytes(x, to, count, plan.sign_shift, [=](Lanes<Element> lanes) FP8SIM_INLINE {
+            return convert_fast<way, mode, kind, to_codes, false>(lanes, Lanes<Element>{}, plan);
+        });
+        x += done, to += done, count -= done;
+    }
     map_lanes<Element>(x, to, count, [=](Lanes<Element> lanes, int64_t i) FP8SIM_INLINE {
         return convert_fast<way, mode, kind, to_codes>(lanes, random_lanes<mode, Element>(random, i), plan);
     });

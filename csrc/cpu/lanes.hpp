@@ -137,21 +137,78 @@ FP8SIM_HD void store_register(uint16_t* to, const Lanes<uint32_t> (&words)[2]) {
 #endif
 }
 
-FP8SIM_HD void store_register(uint8_t* to, const Lanes<uint32_t> (&words)[4]) {
 #if defined(__AVX512BW__)
-    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+constexpr bool kHasSignedBytes = true;
+using Register = __m512i;
+
+// Bytes of the words' lanes, out of order, as `in_order` expects them; the sign bits of words alike.
+FP8SIM_HD Register bytes_of(const Lanes<uint32_t> (&words)[4]) {
     const __m512i low = _mm512_packus_epi32(bit_cast<__m512i>(words[0]), bit_cast<__m512i>(words[1]));
     const __m512i high = _mm512_packus_epi32(bit_cast<__m512i>(words[2]), bit_cast<__m512i>(words[3]));
-    _mm512_storeu_si512(to, _mm512_permutexvar_epi32(order, _mm512_packus_epi16(low, high)));
+    return _mm512_packus_epi16(low, high);
+}
+
+FP8SIM_HD Register signs_of(const Lanes<uint32_t> (&words)[4], int shift) {
+    const __m512i low = _mm512_packs_epi32(bit_cast<__m512i>(words[0]), bit_cast<__m512i>(words[1]));
+    const __m512i high = _mm512_packs_epi32(bit_cast<__m512i>(words[2]), bit_cast<__m512i>(words[3]));
+    const __m512i signs = _mm512_and_si512(_mm512_packs_epi16(low, high), _mm512_set1_epi8(-128));
+    return _mm512_srl_epi16(signs, _mm_cvtsi32_si128(shift));
+}
+
+FP8SIM_HD void store_bytes(uint8_t* to, Register bytes) {
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    _mm512_storeu_si512(to, _mm512_permutexvar_epi32(order, bytes));
+}
 #elif defined(__AVX2__)
-    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+constexpr bool kHasSignedBytes = true;
+using Register = __m256i;
+
+FP8SIM_HD Register bytes_of(const Lanes<uint32_t> (&words)[4]) {
     const __m256i low = _mm256_packus_epi32(bit_cast<__m256i>(words[0]), bit_cast<__m256i>(words[1]));
     const __m256i high = _mm256_packus_epi32(bit_cast<__m256i>(words[2]), bit_cast<__m256i>(words[3]));
-    const __m256i bytes = _mm256_permutevar8x32_epi32(_mm256_packus_epi16(low, high), order);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), bytes);
+    return _mm256_packus_epi16(low, high);
+}
+
+FP8SIM_HD Register signs_of(const Lanes<uint32_t> (&words)[4], int shift) {
+    const __m256i low = _mm256_packs_epi32(bit_cast<__m256i>(words[0]), bit_cast<__m256i>(words[1]));
+    const __m256i high = _mm256_packs_epi32(bit_cast<__m256i>(words[2]), bit_cast<__m256i>(words[3]));
+    const __m256i signs = _mm256_and_si256(_mm256_packs_epi16(low, high), _mm256_set1_epi8(-128));
+    return _mm256_srl_epi16(signs, _mm_cvtsi32_si128(shift));
+}
+
+FP8SIM_HD void store_bytes(uint8_t* to, Register bytes) {
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_permutevar8x32_epi32(bytes, order));
+}
+#else
+constexpr bool kHasSignedBytes = false;
+#endif
+
+FP8SIM_HD void store_register(uint8_t* to, const Lanes<uint32_t> (&words)[4]) {
+#if defined(__AVX2__)
+    store_bytes(to, bytes_of(words));
 #else
     for (int word = 0; word < 4; ++word) store<uint32_t>(to + word * kLanes<uint32_t>, words[word]);
 #endif
+}
+
+// to[i] = apply(from[i]) | its sign, which goes `sign_shift` places down, for as many as fill registers; their number.
+// Packing takes the signs along for a third of what they cost in words.
+template <class Apply>
+FP8SIM_HD int64_t map_to_signed_bytes(const uint32_t* from, uint8_t* to, int64_t count, int sign_shift, Apply apply) {
+    int64_t i = 0;
+#if defined(__AVX2__)
+    constexpr int kStep = kLanes<uint32_t>;
+    for (; i + 4 * kStep <= count; i += 4 * kStep) {
+        Lanes<uint32_t> x[4], words[4];
+        for (int k = 0; k < 4; ++k) {
+            x[k] = load<uint32_t>(from + i + k * kStep);
+            words[k] = apply(x[k]);
+        }
+        store_bytes(to + i, bytes_of(words) | signs_of(x, sign_shift - 24));
+    }
+#endif
+    return i;
 }
 
 // to[i] = apply(from[i]), a word at a time; the last lanes go through a buffer. `from` may be `to` itself. `apply` gets
