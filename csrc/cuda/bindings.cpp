@@ -89,23 +89,23 @@ void run(const Request& request) {
     check(launch_cast(job, cuda_stream));
 }
 
-void cast(uintptr_t source, uintptr_t target, int64_t size, const std::string& dtype, const Fields& conversion,
-          uintptr_t cuda_stream, uint64_t seed, uint64_t stream, uint64_t offset, int random_bits) {
+void cast_memory(uintptr_t source, uintptr_t target, int64_t size, const std::string& dtype, const Fields& conversion,
+                 uintptr_t cuda_stream, uint64_t seed, uint64_t stream, uint64_t offset, int random_bits) {
     const DtypeRow& row = find_dtype("dtype", dtype, true);
     const RandomBits bits = {seed, stream, offset, random_bits};
     run({{"source", source, row}, {"target", target, row}, size, to_conversion(conversion), bits, cuda_stream});
 }
 
-void encode(uintptr_t source, uintptr_t target, int64_t size, const std::string& dtype, const std::string& code_dtype,
-            const Fields& conversion, uintptr_t cuda_stream, uint64_t seed, uint64_t stream, uint64_t offset,
-            int random_bits) {
+void encode_memory(uintptr_t source, uintptr_t target, int64_t size, const std::string& dtype,
+                   const std::string& code_dtype, const Fields& conversion, uintptr_t cuda_stream, uint64_t seed,
+                   uint64_t stream, uint64_t offset, int random_bits) {
     const Memory from = {"source", source, find_dtype("dtype", dtype, true)};
     const Memory to = {"target", target, find_dtype("code_dtype", code_dtype, false)};
     run({from, to, size, to_conversion(conversion), {seed, stream, offset, random_bits}, cuda_stream});
 }
 
-void decode(uintptr_t source, uintptr_t target, int64_t size, const std::string& code_dtype, const std::string& dtype,
-            const Fields& conversion, uintptr_t cuda_stream) {
+void decode_memory(uintptr_t source, uintptr_t target, int64_t size, const std::string& code_dtype,
+                   const std::string& dtype, const Fields& conversion, uintptr_t cuda_stream) {
     const Memory from = {"source", source, find_dtype("code_dtype", code_dtype, false)};
     const Memory to = {"target", target, find_dtype("dtype", dtype, true)};
     run({from, to, size, to_conversion(conversion), {0, 0, 0, 32}, cuda_stream});
@@ -122,11 +122,11 @@ PYBIND11_MODULE(_cuda, module) {
     const auto keyword_only = py::kw_only();
 
     module.doc() = "Checked launches of fp8sim's CUDA kernels; _cuda.pyi documents them.";
-    module.def("cast", &cast, source, target, size, dtype, conversion, cuda_stream, keyword_only, seed, stream, offset,
-               random_bits);
-    module.def("encode", &encode, source, target, size, dtype, code_dtype, conversion, cuda_stream, keyword_only, seed,
-               stream, offset, random_bits);
-    module.def("decode", &decode, source, target, size, code_dtype, dtype, conversion, cuda_stream);
+    module.def("cast", &cast_memory, source, target, size, dtype, conversion, cuda_stream, keyword_only, seed, stream,
+               offset, random_bits);
+    module.def("encode", &encode_memory, source, target, size, dtype, code_dtype, conversion, cuda_stream, keyword_only,
+               seed, stream, offset, random_bits);
+    module.def("decode", &decode_memory, source, target, size, code_dtype, dtype, conversion, cuda_stream);
 }
 
 }  // namespace fp8sim
