@@ -60,6 +60,7 @@ EQUIVALENT = {
     "uint32_t>(bits, to_bfloat16(), [1], 32));": _DETERMINISTIC,
     "core/rounding.hpp: field = subnormal ? (bits == 0 ? Int{} - (1 << [18]) : normalised) : field;": _LOW_ENOUGH,
     "core/rounding.hpp: field = subnormal ? (bits == 0 ? Int{} - ([2] << 17) : normalised) : field;": _LOW_ENOUGH,
+    "core/rounding.hpp: static constexpr int kAllShiftedOut = kFractionBits + [4];": "all is shifted out",
     "core/rounding.hpp: const Word far = smaller<Word>(scaled.shift, all_shifted_out + [33]);": "all is shifted out",
     "core/rounding.hpp: const Word left = where(n [>=] shift, n - shift);": "0 either way where they are equal",
     "core/rounding.hpp: const int64_t highest_field = lowest_field + binades [+] 1;": _SLOWER,
