@@ -63,6 +63,7 @@ EQUIVALENT = {
     "core/rounding.hpp: static constexpr int kAllShiftedOut = kFractionBits + [4];": "all is shifted out",
     "core/rounding.hpp: const Word far = smaller<Word>(scaled.shift, all_shifted_out + [33]);": "all is shifted out",
     "core/rounding.hpp: const Word left = where(n [>=] shift, n - shift);": "0 either way where they are equal",
+    "core/rounding.hpp: const Word right = smaller<Word>(where(shift [>=] n, shift - n), all_shifted_out);": "as left",
     "core/rounding.hpp: const int64_t highest_field = lowest_field + binades [+] 1;": _SLOWER,
     "core/rounding.hpp: const int64_t binades = larger<int64_t>((c.max_code + c.offset) [<<] c.mantissa_bits, "
     "1);": _SLOWER,
