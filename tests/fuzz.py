@@ -19,7 +19,7 @@ import numpy as np
 import oracle
 
 from fp8sim import _core
-from fp8sim.formats import FORMATS, Format, Nan
+from fp8sim.formats import FORMATS, Codebook, Format, Nan
 from fp8sim.rounding import Overflow, Rounding, resolve
 
 Array = np.ndarray[Any, Any]
@@ -113,7 +113,7 @@ class Generator:
                 return Format("fuzzed", exponent_bits, mantissa_bits, bias, nan, infinity, signed)
             except ValueError:
                 continue
-        return self.random.choice(list(FORMATS.values()))
+        return self.random.choice([fmt for fmt in FORMATS.values() if not isinstance(fmt, Codebook)])
 
     def conversion(self) -> tuple[list[Any], Format | None, tuple[Rounding, Overflow]]:
         fmt = self.format()
