@@ -20,7 +20,7 @@ FACADE = "fp8sim"
 LAYERS = [
     ["formats"],
     ["rounding", "codebooks", "casting", "interop"],
-    ["granularity", "scaling"],
+    ["granularity", "scaling", "packing"],
     ["quantizers", "mma"],
     ["recipes", "simulate", "compare"],
     ["cuda", "backends"],

@@ -19,7 +19,8 @@ from fp8sim import _core, casting, quantizers, scaling
 from fp8sim.formats import FORMATS, Codebook, Format
 from fp8sim.granularity import Granularity
 from fp8sim.ops import quantize as ops
-from fp8sim.quantizers import ALIASES, QUANTIZERS, QuantizedTensor, Quantizer, pack, unpack
+from fp8sim.packing import pack, unpack
+from fp8sim.quantizers import ALIASES, QUANTIZERS, QuantizedTensor, Quantizer
 from fp8sim.rounding import Overflow, Rounding
 from fp8sim.simulate.matmul import GemmEvent, gemm, observe
 from tests import scale_oracle

@@ -1,6 +1,6 @@
 // From the largest magnitude of a block to its scale factor: `fp8sim.scaling.ScaleRule` and `Order` have the equations.
 //
-// `Word` is uint32_t, the bits of one amax, or a vector of those. Exponents are taken from bits, never from a logarithm;
+// `Word` is uint32_t, the bits of one amax, or a vector of those. Exponents are taken from bits, not from a logarithm;
 // everything else is one float32 operation after another, each rounded to nearest even in the default environment.
 // Magnitudes alone: NaN has no sign, whatever the processor makes of 0 / 0.
 #pragma once
@@ -192,7 +192,8 @@ FP8SIM_HD TensorFactor tensor_factor(uint32_t amax, const ScaleConstants& s) {
 template <class Word>
 FP8SIM_HD Factor<Word> two_level_factor(Word amax, const ScaleConstants& s, const TensorFactor& tensor) {
     using Float = FloatOf<Word>;
-    const bool is_engine = s.order == Order::kTwoLevelTransformerEngine, is_torchao = s.order == Order::kTwoLevelTorchao;
+    const bool is_engine = s.order == Order::kTwoLevelTransformerEngine;
+    const bool is_torchao = s.order == Order::kTwoLevelTorchao;
     Float block;
     if (is_engine) block = at_most(as_float(amax) * tensor.multiplier, kLargestFloat);
     else block = as_float(amax) / s.max / tensor.scale_inv;

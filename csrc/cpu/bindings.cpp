@@ -131,6 +131,9 @@ Blocks to_blocks(const std::array<int64_t, 5>& b, py::ssize_t size) {
     return {b[0], b[1], b[2], b[3], b[4]};
 }
 
+// Of an array that `check_target` has passed.
+uint32_t* words_of(const py::array& array) { return static_cast<uint32_t*>(const_cast<void*>(array.data())); }
+
 void check_size(const char* argument, const py::array& array, int64_t size) {
     if (array.size() == size) return;
     refuse(std::string(argument) + " has " + std::to_string(array.size()) + " elements: expected " +
@@ -175,12 +178,11 @@ float quantize_tensor(const py::array& source, const py::array& codes, const py:
 
 void block_amax(const py::array& source, const py::array& largest, const std::array<int64_t, 5>& blocks) {
     plain("source", source, "uint32");
-    const Operand to = plain("largest", largest, "uint32");
     const Blocks shape = to_blocks(blocks, source.size());
-    check_target(to);
+    check_target(plain("largest", largest, "uint32"));
     check_size("largest", largest, blocks_in(shape));
     const py::gil_scoped_release unlocked;
-    find_amax(static_cast<const uint32_t*>(source.data()), shape, static_cast<uint32_t*>(const_cast<void*>(largest.data())));
+    find_amax(static_cast<const uint32_t*>(source.data()), shape, words_of(largest));
 }
 
 float scale_factors(const py::array& largest, const py::array& stored, const py::array& applied,
@@ -191,9 +193,8 @@ float scale_factors(const py::array& largest, const py::array& stored, const py:
         check_target(plain(argument, array, "uint32"));
         check_size(argument, array, largest.size());
     }
-    const auto writeable = [](const py::array& array) { return static_cast<uint32_t*>(const_cast<void*>(array.data())); };
-    return find_factors(constants, static_cast<const uint32_t*>(largest.data()), largest.size(), writeable(stored),
-                        writeable(applied));
+    return find_factors(constants, static_cast<const uint32_t*>(largest.data()), largest.size(), words_of(stored),
+                        words_of(applied));
 }
 
 void random_integers(const py::array& target, uint64_t seed, uint64_t stream, uint64_t offset, int random_bits) {

@@ -7,8 +7,8 @@
 //     bits(|x| + C) - bits(C)    is its significand in units of the spacing
 //     |x| - ((|x| + C) - C)      is what rounding took away, exactly: every other mode is a step of one from there
 //
-// A multiple K of the spacing added to C changes none of this while the sum stays in C's binade. Where codes are wanted,
-// K counts those of the binades below E, so that the sum's fraction is the counting code.
+// A multiple K of the spacing, added to C, changes none of this while the sum stays in C's binade. Where codes are
+// wanted, K counts those of the binades below E, so that the sum's fraction is the counting code.
 //
 // Needs the default floating-point environment (`ScopedFloatEnvironment`) and a compiler that keeps to IEEE arithmetic.
 // The last bit of the sum is that of the code if M >= 1.
@@ -119,8 +119,8 @@ FP8SIM_HD Word round_by_adder(Word magnitude, Mask negative, Word random, const 
         const Word sum = adder_sum<mode>(magnitude, exponent, constant, negative, random, adder);
         return bit_cast<Word>(bit_cast<Float>(sum) - bit_cast<Float>(constant));
     }
-    const Word codes_below = exponent >> (L::kFractionBits - adder.mantissa_bits);
-    const Word sum = adder_sum<mode>(magnitude, exponent, exponent + codes_below + adder.counted, negative, random, adder);
+    const Word counted = exponent + (exponent >> (L::kFractionBits - adder.mantissa_bits)) + adder.counted;
+    const Word sum = adder_sum<mode>(magnitude, exponent, counted, negative, random, adder);
     // An infinite sum is above all codes if C is taken from it, and has no fraction.
     return clamped ? sum & L::kFractionMask : sum - (exponent + adder.lift);
 }

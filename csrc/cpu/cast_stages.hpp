@@ -120,9 +120,10 @@ FP8SIM_HD Lanes<Element> random_lanes(const uint32_t* random, int64_t i) {
 template <Way way, Rounding mode, Finish kind, bool to_codes, class Element, class To>
 FP8SIM_LOOP fast_loop(const Element* x, const uint32_t* random, To* to, int64_t count, Plan<Element> plan) {
     if constexpr (kHasSignedBytes && kind == Finish::kSaturate && sizeof(Element) == 4 && sizeof(To) == 1) {
-        const int64_t done = map_to_signed_bytes(x, to, count, plan.sign_shift, [=](Lanes<Element> lanes) FP8SIM_INLINE {
+        const auto unsigned_code = [=](Lanes<Element> lanes) FP8SIM_INLINE {
             return convert_fast<way, mode, kind, to_codes, false>(lanes, Lanes<Element>{}, plan);
-        });
+        };
+        const int64_t done = map_to_signed_bytes(x, to, count, plan.sign_shift, unsigned_code);
         x += done, to += done, count -= done;
     }
     map_lanes<Element>(x, to, count, [=](Lanes<Element> lanes, int64_t i) FP8SIM_INLINE {

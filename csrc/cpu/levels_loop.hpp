@@ -14,8 +14,9 @@ FP8SIM_LOOP levels_loop(const Element* x, uint8_t* codes, int64_t count, const F
     map_lanes<Element>(x, codes, count, [=](Lanes<Element> lanes, int64_t) FP8SIM_INLINE {
         using Floats = typename WordTypes<Lanes<Element>>::Float;
         const Floats numbers = bit_cast<Floats>(lanes);
+        const Lanes<Element> one = broadcast<Lanes<Element>>(1);
         Lanes<Element> code = {};
-        for (int k = 0; k < cut_count; ++k) code += where(!(numbers <= Floats{} + cuts[k]), broadcast<Lanes<Element>>(1));
+        for (int k = 0; k < cut_count; ++k) code += where(!(numbers <= Floats{} + cuts[k]), one);
         return code;
     });
 }

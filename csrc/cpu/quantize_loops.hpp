@@ -107,8 +107,8 @@ __attribute__((noinline)) void find_largest(
 // Factors
 
 // stored[k], applied[k] from largest[k].
-__attribute__((noinline)) void make_factors(
-    const uint32_t* largest, uint32_t* stored, uint32_t* applied, int64_t count, ScaleConstants s, TensorFactor tensor) {
+__attribute__((noinline)) void make_factors(const uint32_t* largest, uint32_t* stored, uint32_t* applied, int64_t count,
+                                            ScaleConstants s, TensorFactor tensor) {
     constexpr int kStep = kLanes<uint32_t>;
     int64_t k = 0;
     const auto make = [=](const uint32_t* amax, uint32_t* stored, uint32_t* applied) FP8SIM_INLINE {
@@ -203,7 +203,8 @@ inline void store_factors(const QuantizeJob& job, const uint32_t* stored, int64_
 
 // Blocks [first, first + count) of row `row` of blocks, counted over all of `outer`.
 template <class Code>
-void run_unit(const QuantizeJob& job, const Plan<uint32_t>& plan, Pass pass, int64_t row, int64_t first, int64_t count) {
+void run_unit(
+    const QuantizeJob& job, const Plan<uint32_t>& plan, Pass pass, int64_t row, int64_t first, int64_t count) {
     const Blocks& b = job.blocks;
     const int64_t top = row / blocks_down(b) * b.rows + row % blocks_down(b) * b.block_rows;
     const int64_t rows = smaller<int64_t>(b.block_rows, (row / blocks_down(b) + 1) * b.rows - top);

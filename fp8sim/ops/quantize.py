@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import save_file
 
 from fp8sim import backends, quantizers
-from fp8sim.quantizers import QuantizedTensor, Quantizer, unpack
+from fp8sim.packing import unpack
+from fp8sim.quantizers import QuantizedTensor, Quantizer
 from fp8sim.scaling import FLOAT32
 
 _FLOAT8 = ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz")
