@@ -95,7 +95,13 @@ ONE_LEVEL = {
     for rule in (ScaleRule.AMAX, ScaleRule.POWER_OF_TWO_AMAX)
     for order in (Order.MULTIPLY, Order.DIVIDE)
     for propagate in (False, True)
-} | {"torchao": ScaleSpec(Granularity(1, 1), ScaleRule.AMAX, amax_floor=1e-12, propagate=True)}
+} | {
+    f"{order.name}-floor{'-propagate' * propagate}": ScaleSpec(
+        Granularity(1, 1), ScaleRule.AMAX, order, amax_floor=1e-12, propagate=propagate
+    )
+    for order in (Order.MULTIPLY, Order.DIVIDE)
+    for propagate in (False, True)
+}
 
 
 def same(actual: NDArray[Any], expected: list[scale_oracle.Number]) -> bool:
