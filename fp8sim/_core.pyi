@@ -136,3 +136,19 @@ def isas() -> list[str]:
 
 def set_isa(isa: str) -> None:
     """Use another instruction set, to test or to time it. ValueError if it is none of `isas()`."""
+
+def mma_chain(
+    a: np.ndarray[Any, Any],
+    b: np.ndarray[Any, Any],
+    c: np.ndarray[Any, Any] | None,
+    d: np.ndarray[Any, Any],
+    model: Sequence[int],
+    a_scales: np.ndarray[Any, Any] | None = None,
+    b_scales: np.ndarray[Any, Any] | None = None,
+) -> None:
+    """d = c + a · bᵀ by a chain of the instruction that `model` describes (`fp8sim.mma.models.core_fields`).
+
+    a [M, K], b [N, K], c and d [M, N] hold unsigned integers as wide as the model's codes; c is None for +0, `d` for in
+    place, or does not overlap it. Scale factors, uint8 [M, blocks] and [N, blocks], are given if and only if the model
+    has them.
+    """

@@ -1,5 +1,5 @@
 // fp8sim._core: checked conversions of contiguous NumPy arrays, threads and instruction sets. Whatever is passed, no
-// memory outside of the two arrays is touched. One file, because pybind11's headers are most of its compilation.
+// memory outside of the two arrays is touched. Few files, because pybind11's headers are most of their compilation.
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "cpu/bind_arguments.hpp"
+#include "cpu/bind_mma.hpp"
 #include "cpu/cast.hpp"
 #include "cpu/isa.hpp"
 #include "cpu/parallel.hpp"
@@ -262,6 +263,7 @@ PYBIND11_MODULE(_core, module) {
     bind_cast(module);
     bind_quantize(module);
     bind_threads(module);
+    bind_mma(module);
 }
 
 }  // namespace fp8sim

@@ -1,0 +1,9 @@
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace fp8sim {
+
+void bind_mma(pybind11::module_& module);
+
+}  // namespace fp8sim

@@ -1,0 +1,28 @@
+"""How a GEMM adds products: the arithmetic of tensor cores bit for bit, and how far a result may lie from the sum.
+
+`parse` finds an instruction's `MmaModel`, `chain` computes matrix products with it.
+"""
+
+from fp8sim.mma.architectures import ARCHITECTURES, MODELS, Architecture, Instruction
+from fp8sim.mma.bounds import error_bound
+from fp8sim.mma.chains import chain
+from fp8sim.mma.evidence import CAPTURED, CATEGORIES, Evidence
+from fp8sim.mma.models import Adder, MmaModel, Output, operand_dtype
+from fp8sim.mma.names import parse
+
+__all__ = [
+    "ARCHITECTURES",
+    "CAPTURED",
+    "CATEGORIES",
+    "MODELS",
+    "Adder",
+    "Architecture",
+    "Evidence",
+    "Instruction",
+    "MmaModel",
+    "Output",
+    "chain",
+    "error_bound",
+    "operand_dtype",
+    "parse",
+]
