@@ -10,6 +10,13 @@
 
 #include "core/format.hpp"
 
+// The larger functions have several callers each: inlined everywhere, they would take half a minute to compile.
+#if defined(__CUDACC__)
+#define FP8SIM_HD_CALL static __host__ __device__
+#else
+#define FP8SIM_HD_CALL static inline __attribute__((noinline))
+#endif
+
 namespace fp8sim {
 
 // Numbers are those of `fp8sim.mma.Adder`, which defines them.
@@ -101,7 +108,7 @@ FP8SIM_HD Kind kind_of(uint64_t magnitude, bool negative, const MmaFormat& f) {
     return Kind::kFinite;
 }
 
-FP8SIM_HD Number decode_operand(uint64_t code, const MmaFormat& f) {
+FP8SIM_HD_CALL Number decode_operand(uint64_t code, const MmaFormat& f) {
     const uint64_t kept = code >> f.dropped_bits;
     const int magnitude_bits = f.exponent_bits + f.mantissa_bits;
     const uint64_t magnitude = kept & mask_of(magnitude_bits);
@@ -131,7 +138,7 @@ FP8SIM_HD uint64_t nan_code(const MmaModel& m) {
 
 // The code of magnitude * 2^exponent, magnitude > 0, with `kept_bits` fraction bits (fewer in a subnormal number).
 // Beyond the largest number lies infinity, also where rounding is toward zero.
-FP8SIM_HD uint64_t round_magnitude(
+FP8SIM_HD_CALL uint64_t round_magnitude(
     uint64_t magnitude, int32_t exponent, const MmaFormat& f, int32_t kept_bits, bool to_nearest) {
     const int32_t smallest = 1 - f.bias;
     const int32_t leading = exponent + bit_length(magnitude) - 1;
@@ -164,7 +171,7 @@ struct Specials {
 
 FP8SIM_HD bool is_zero(const Number& x) { return x.kind == Kind::kFinite && x.significand == 0; }
 
-FP8SIM_HD Specials specials_of(const Number* a, const Number* b, int count, const Number& c) {
+FP8SIM_HD_CALL Specials specials_of(const Number* a, const Number* b, int count, const Number& c) {
     Specials found = {c.kind == Kind::kNan, {false, false}};
     found.infinite[c.negative] = c.kind == Kind::kInfinity;
     for (int i = 0; i < count; ++i) {
@@ -204,7 +211,7 @@ struct AlignedSum {
 };
 
 // The products a[i] * b[i], `stride` apart, and no less than `floor` as largest exponent.
-FP8SIM_HD AlignedSum add_products(const MmaModel& m, const Number* a, const Number* b, int count, int stride,
+FP8SIM_HD_CALL AlignedSum add_products(const MmaModel& m, const Number* a, const Number* b, int count, int stride,
                                   int32_t scale, int32_t zero_exponent, int32_t floor) {
     int32_t largest = floor;
     for (int i = 0; i < count; i += stride) {
@@ -221,7 +228,7 @@ FP8SIM_HD AlignedSum add_products(const MmaModel& m, const Number* a, const Numb
     return {sum, largest};
 }
 
-FP8SIM_HD uint64_t add_truncated(
+FP8SIM_HD_CALL uint64_t add_truncated(
     const MmaModel& m, const Number* a, const Number* b, int count, uint64_t c_code, int32_t scale) {
     const Number c = decode_operand(c_code, m.accumulator);
     const Specials specials = specials_of(a, b, count, c);
@@ -244,7 +251,7 @@ struct ExactSum {
 };
 
 template <int limbs>
-FP8SIM_HD void add_to(ExactSum<limbs>& sum, Wide magnitude, int32_t exponent, bool negative) {
+FP8SIM_HD_CALL void add_to(ExactSum<limbs>& sum, Wide magnitude, int32_t exponent, bool negative) {
     const int32_t place = exponent - sum.lowest, bit = place % 64;
     const uint64_t low = static_cast<uint64_t>(magnitude), high = static_cast<uint64_t>(magnitude >> 64);
     const Wide first = static_cast<Wide>(low) << bit;
@@ -271,7 +278,7 @@ FP8SIM_HD void negate(ExactSum<limbs>& sum) {
 
 // The code of the magnitude of a sum that is not negative: its 64 leading bits, the last one set if any other follows.
 template <int limbs>
-FP8SIM_HD uint64_t round_exact(const ExactSum<limbs>& sum, const MmaFormat& f) {
+FP8SIM_HD_CALL uint64_t round_exact(const ExactSum<limbs>& sum, const MmaFormat& f) {
     int top = limbs - 1;
     while (top >= 0 && sum.word[top] == 0) --top;
     if (top < 0) return 0;
@@ -292,7 +299,7 @@ constexpr int32_t kDoubleLowest = -2160;
 
 // c + sum of products, rounded once. An exact zero is -0 if every term is -0, else +0 (IEEE 754-2019, 6.3).
 template <int limbs>
-FP8SIM_HD uint64_t add_exactly(
+FP8SIM_HD_CALL uint64_t add_exactly(
     const MmaModel& m, const Number* a, const Number* b, int count, uint64_t c_code, int32_t lowest) {
     const Number c = decode_operand(c_code, m.accumulator);
     const Specials specials = specials_of(a, b, count, c);
@@ -312,13 +319,13 @@ FP8SIM_HD uint64_t add_exactly(
     return round_exact(sum, m.accumulator) | sign_of_code(negative || every_negative_zero, m.accumulator);
 }
 
-FP8SIM_HD uint64_t multiply_add(const MmaModel& m, const Number& a, const Number& b, uint64_t c) {
+FP8SIM_HD_CALL uint64_t multiply_add(const MmaModel& m, const Number& a, const Number& b, uint64_t c) {
     if (m.accumulator.mantissa_bits > 23) return add_exactly<kDoubleLimbs>(m, &a, &b, 1, c, kDoubleLowest);
     return add_exactly<kNarrowLimbs>(m, &a, &b, 1, c, kNarrowLowest);
 }
 
 // x + y in the accumulator's format, one rounding to nearest even.
-FP8SIM_HD uint64_t add_nearest(const MmaModel& m, uint64_t x, uint64_t y) {
+FP8SIM_HD_CALL uint64_t add_nearest(const MmaModel& m, uint64_t x, uint64_t y) {
     MmaModel plain = m;
     plain.a = plain.b = m.accumulator;
     const Number one = {uint64_t{1} << m.accumulator.mantissa_bits, 0, 0, Kind::kFinite};
@@ -331,7 +338,7 @@ FP8SIM_HD uint64_t add_nearest(const MmaModel& m, uint64_t x, uint64_t y) {
 
 // Two halves of the products on the binary16 unit from c = 0, then c by an ordinary addition. Each 32-bit register
 // holds four numbers of 8 bits: the low pairs of all are one half, the high pairs the other.
-FP8SIM_HD uint64_t add_emulated(const MmaModel& m, const Number* a, const Number* b, uint64_t c) {
+FP8SIM_HD_CALL uint64_t add_emulated(const MmaModel& m, const Number* a, const Number* b, uint64_t c) {
     uint64_t sum = 0;
     for (int high = 0; high < 2; ++high) {
         Number half_a[kEmulatedHalf], half_b[kEmulatedHalf];
@@ -355,14 +362,14 @@ FP8SIM_HD ScaleFactor scale_of(const Number& a, const Number& b) {
     return {a.significand * b.significand, a.exponent + b.exponent, a.kind == Kind::kNan || b.kind == Kind::kNan};
 }
 
-FP8SIM_HD uint64_t add_block_scaled(const MmaModel& m, const Number* a, const Number* b, int count, uint64_t c,
+FP8SIM_HD_CALL uint64_t add_block_scaled(const MmaModel& m, const Number* a, const Number* b, int count, uint64_t c,
                                     const Number* a_scale, const Number* b_scale) {
     const ScaleFactor scale = scale_of(*a_scale, *b_scale);
     return scale.nan ? nan_code(m) : add_truncated(m, a, b, count, c, scale.exponent);
 }
 
 // Each group's products are added exactly; the sum stays a multiplier of its scale factors and is not normalised.
-FP8SIM_HD uint64_t add_grouped(const MmaModel& m, const Number* a, const Number* b, uint64_t c_code,
+FP8SIM_HD_CALL uint64_t add_grouped(const MmaModel& m, const Number* a, const Number* b, uint64_t c_code,
                                const Number* a_scale, const Number* b_scale) {
     constexpr int kGroups = kMostProducts / kGroup;
     const Number c = decode_operand(c_code, m.accumulator);
@@ -399,7 +406,7 @@ FP8SIM_HD uint64_t flush(uint64_t code, const MmaFormat& f, bool keep_sign) {
     return (code & ~sign) >> f.mantissa_bits == 0 ? (keep_sign ? code & sign : 0) : code;
 }
 
-FP8SIM_HD uint64_t add_flushed(const MmaModel& m, uint64_t x, uint64_t y) {
+FP8SIM_HD_CALL uint64_t add_flushed(const MmaModel& m, uint64_t x, uint64_t y) {
     return flush(add_nearest(m, x, y), m.accumulator, true);
 }
 
@@ -408,7 +415,7 @@ FP8SIM_HD Number flush_input(const Number& x, const MmaFormat& f) {
     return subnormal ? Number{0, x.exponent, 0, Kind::kFinite} : x;
 }
 
-FP8SIM_HD uint64_t multiply_flushed(const MmaModel& m, const Number& a, const Number& b) {
+FP8SIM_HD_CALL uint64_t multiply_flushed(const MmaModel& m, const Number& a, const Number& b) {
     const Number x = flush_input(a, m.a), y = flush_input(b, m.b);
     const uint64_t zero = sign_of_code(x.negative ^ y.negative, m.accumulator);
     if (x.kind == Kind::kFinite && y.kind == Kind::kFinite && (x.significand == 0 || y.significand == 0)) return zero;
@@ -417,7 +424,7 @@ FP8SIM_HD uint64_t multiply_flushed(const MmaModel& m, const Number& a, const Nu
 }
 
 // A tree over the products of a step, then c; every result is rounded to binary32 and flushed.
-FP8SIM_HD uint64_t add_flushing(const MmaModel& m, const Number* a, const Number* b, uint64_t c) {
+FP8SIM_HD_CALL uint64_t add_flushing(const MmaModel& m, const Number* a, const Number* b, uint64_t c) {
     uint64_t sum = add_flushed(m, multiply_flushed(m, a[0], b[0]), multiply_flushed(m, a[1], b[1]));
     if (m.terms == 4) {
         sum = add_flushed(
@@ -430,7 +437,7 @@ FP8SIM_HD uint64_t add_flushing(const MmaModel& m, const Number* a, const Number
 constexpr int kFinalBits = 31;
 constexpr int32_t kNoExponent = -999;
 
-FP8SIM_HD uint64_t join_accumulator(const MmaModel& m, const AlignedSum& dot, const Number& c, bool drops_far_c) {
+FP8SIM_HD_CALL uint64_t join_accumulator(const MmaModel& m, const AlignedSum& dot, const Number& c, bool drops_far_c) {
     const int32_t wide = kFinalBits + 1;
     const int32_t largest = at_least(dot.exponent, c.exponent);
     const int64_t products = floor_shift(dot.sum, largest - dot.exponent + m.fraction_bits - wide);
@@ -456,7 +463,7 @@ FP8SIM_HD bool overflows(const Number& a, const Number& b, const MmaModel& m) {
     return product != 0 && two_or_more + a.exponent + b.exponent > m.accumulator.bias;
 }
 
-FP8SIM_HD uint64_t add_rounded(const MmaModel& m, const Number* a, const Number* b, int count, uint64_t c_code) {
+FP8SIM_HD_CALL uint64_t add_rounded(const MmaModel& m, const Number* a, const Number* b, int count, uint64_t c_code) {
     const Number c = decode_operand(c_code, m.accumulator);
     Specials specials = specials_of(a, b, count, c);
     for (int i = 0; i < count; ++i) {
@@ -467,7 +474,7 @@ FP8SIM_HD uint64_t add_rounded(const MmaModel& m, const Number* a, const Number*
     return join_accumulator(m, add_products(m, a, b, count, 1, 0, kNoExponent, kNoExponent), c, false);
 }
 
-FP8SIM_HD uint64_t add_even_odd(const MmaModel& m, const Number* a, const Number* b, int count, uint64_t c_code) {
+FP8SIM_HD_CALL uint64_t add_even_odd(const MmaModel& m, const Number* a, const Number* b, int count, uint64_t c_code) {
     const Number c = decode_operand(c_code, m.accumulator);
     const Specials specials = specials_of(a, b, count, c);
     if (any(specials)) return code_of(specials, m);
@@ -482,7 +489,7 @@ FP8SIM_HD uint64_t add_even_odd(const MmaModel& m, const Number* a, const Number
 // Steps and instructions
 
 // `m.terms` products and one accumulator: what is rounded at once.
-FP8SIM_HD uint64_t mma_step(const MmaModel& m, const Number* a, const Number* b, uint64_t c, const Number* a_scale,
+FP8SIM_HD_CALL uint64_t mma_step(const MmaModel& m, const Number* a, const Number* b, uint64_t c, const Number* a_scale,
                             const Number* b_scale) {
     switch (static_cast<Adder>(m.adder)) {
         case Adder::kTruncated: return add_truncated(m, a, b, m.terms, c, 0);
@@ -499,7 +506,7 @@ FP8SIM_HD uint64_t mma_step(const MmaModel& m, const Number* a, const Number* b,
 }
 
 // The code of d after one instruction: m.k numbers of a and of b, one scale factor of each for every m.scale_block.
-FP8SIM_HD uint64_t mma_instruction(const MmaModel& m, const Number* a, const Number* b, uint64_t c,
+FP8SIM_HD_CALL uint64_t mma_instruction(const MmaModel& m, const Number* a, const Number* b, uint64_t c,
                                    const Number* a_scales, const Number* b_scales) {
     if (m.adder == static_cast<int32_t>(Adder::kFlushing)) c = flush(c, m.accumulator, false);
     for (int k = 0; k < m.k; k += m.terms) {

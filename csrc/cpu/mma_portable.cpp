@@ -4,6 +4,8 @@
 #include <cstring>
 #include <vector>
 
+#include "cpu/mma_fast.hpp"
+
 namespace fp8sim {
 namespace {
 
@@ -84,6 +86,49 @@ void run_portable(const MmaJob& job, int64_t begin, int64_t end) {
             }
         }
     }
+}
+
+namespace {
+
+constexpr int kBinary16Fraction = 10;
+
+MmaFormat binary32() { return {8, 23, 127, 0, 1, 1, static_cast<int32_t>(NanCodes::kIeee)}; }
+
+// A code of one format as the code of another that has the number; NaN has no payload.
+uint64_t convert(uint64_t code, const MmaFormat& from, const MmaFormat& to) {
+    const Number x = decode_operand(code, from);
+    const uint64_t sign = sign_of_code(x.negative, to);
+    if (x.kind == Kind::kNan) return mask_of(to.exponent_bits + to.mantissa_bits);
+    if (x.kind == Kind::kInfinity) return infinity_code(to) | sign;
+    if (x.significand == 0) return sign;
+    return round_magnitude(x.significand, x.exponent - from.mantissa_bits, to, to.mantissa_bits, true) | sign;
+}
+
+Number scale_at(const FastJob& work, const uint8_t* scales, int64_t row, int64_t step) {
+    const MmaModel& model = work.job.model;
+    if (model.scale_block == 0) return {1, 0, 0, Kind::kFinite};
+    const int64_t blocks = (work.job.k + model.scale_block - 1) / model.scale_block;
+    const int64_t block = std::min(step * work.step.terms / model.scale_block, blocks - 1);
+    return decode_operand(scales[row * blocks + block], model.scale);
+}
+
+}  // namespace
+
+uint32_t interpret_step(const FastJob& work, int64_t row, int64_t column, int64_t step, uint32_t c) {
+    const MmaJob& job = work.job;
+    const MmaModel& model = work.step;
+    Number a[kMostProducts] = {}, b[kMostProducts] = {};
+    for (int32_t i = 0; i < model.terms; ++i) {
+        const int64_t k = k_of(work, step * model.terms + i);
+        if (k >= job.k) continue;
+        a[i] = decode_operand(load(job.a, row * job.k + k, job.operand_bytes[0]), model.a);
+        b[i] = decode_operand(load(job.b, column * job.k + k, job.operand_bytes[1]), model.b);
+    }
+    const Number a_scale = scale_at(work, job.a_scales, row, step), b_scale = scale_at(work, job.b_scales, column, step);
+    const bool is_binary16 = model.accumulator.mantissa_bits == kBinary16Fraction;
+    const uint64_t before = is_binary16 ? convert(c, binary32(), model.accumulator) : c;
+    const uint64_t after = mma_step(model, a, b, before, &a_scale, &b_scale);
+    return static_cast<uint32_t>(is_binary16 ? convert(after, model.accumulator, binary32()) : after);
 }
 
 }  // namespace fp8sim

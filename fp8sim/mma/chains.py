@@ -60,7 +60,7 @@ def chain(
     b = _operand(b_codes, "b_codes", model.b_format, model)
     if a.ndim < 2 or b.ndim < 2 or a.shape[-1] != b.shape[-1]:
         raise ValueError(f"a_codes {list(a.shape)} and b_codes {list(b.shape)}: expected [..., M, K] and [..., N, K]")
-    batch = _batch(a, b)
+    batch: tuple[int, ...] = _batch(a, b)
     shape = (*batch, a.shape[-2], b.shape[-2])
     start = None if c is None else _accumulator(c, "c", model)
     if start is not None and start.shape != shape:
