@@ -41,7 +41,8 @@ bool is_sound(const MmaModel& m) {
     if (m.fraction_bits < 1 || m.fraction_bits > 35 || m.zero_exponent < -1024 || m.zero_exponent > 1024) return false;
     if (m.kept_bits < 1 || m.kept_bits > m.accumulator.mantissa_bits) return false;
     const bool has_scales = adder == Adder::kBlockScaled || adder == Adder::kGrouped;
-    if (has_scales != (m.scale_block > 0) || m.scale.exponent_bits + m.scale.mantissa_bits > 8) return false;
+    if (m.scale_block < 0 || has_scales != (m.scale_block > 0)) return false;
+    if (m.scale.exponent_bits + m.scale.mantissa_bits > 8) return false;
     const bool narrow = is_narrow(m.a) && is_narrow(m.b) && is_narrow(m.accumulator);
     if (adder == Adder::kSequential) return m.terms == 1 && (narrow || m.accumulator.mantissa_bits > 23);
     if (!narrow) return false;

@@ -49,7 +49,7 @@ bool is_fast(const MmaJob& job) {
     const MmaModel& m = job.model;
     const Adder adder = static_cast<Adder>(m.adder);
     const bool truncates = adder == Adder::kTruncated || adder == Adder::kEmulated || adder == Adder::kBlockScaled;
-    if (!has_fast_loops() || !truncates || job.k == 0 || job.m == 0 || job.n == 0) return false;
+    if (!has_fast_loops() || !truncates || job.k == 0) return false;
     if (!is_fast_operand(m.a) || !is_fast_operand(m.b) || m.scale.mantissa_bits != 0) return false;
     const int32_t own_bits = m.a.mantissa_bits + m.b.mantissa_bits;
     if (m.fraction_bits < own_bits || m.fraction_bits > kLongFraction || m.terms % 2 != 0) return false;
@@ -133,6 +133,7 @@ void run_fast(const MmaJob& job) {
 }  // namespace
 
 void run(const MmaJob& job) {
+    if (job.m == 0 || job.n == 0) return;
     if (is_fast(job)) return run_fast(job);
     each(job.m, kPortableRows, job.n * (job.k + 1),
          [&](int64_t begin, int64_t end) { run_portable(job, begin, end); });
