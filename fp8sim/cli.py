@@ -99,6 +99,21 @@ def formats_command(
     print(json.dumps(content) if as_json else format_table.listing(fmt))
 
 
+@app.command("mma")
+def mma_command(
+    name: Annotated[str | None, typer.Argument(help="An instruction, or the beginning of its name.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """The table of tensor-core instructions, or all about one: parameters, source and evidence."""
+    from fp8sim.analysis import mma_table
+
+    rows = mma_table.rows(name)
+    if as_json:
+        print(json.dumps([mma_table.describe(row) for row in rows]))
+        return
+    print(mma_table.listing(rows[0]) if len(rows) == 1 else mma_table.table(rows))
+
+
 def _enable_interpreter() -> None:
     """Let Triton kernels run on a machine without a GPU; must come before Triton is imported."""
     if importlib.util.find_spec("triton") is None:

@@ -6,7 +6,7 @@
 from fp8sim.mma.architectures import ARCHITECTURES, MODELS, Architecture, Instruction
 from fp8sim.mma.bounds import error_bound
 from fp8sim.mma.chains import chain
-from fp8sim.mma.evidence import CAPTURED, CATEGORIES, Evidence
+from fp8sim.mma.evidence import CAPTURED, CATEGORIES, OUTPUTS_PER_CAPTURE, Capture, Evidence
 from fp8sim.mma.models import Adder, MmaModel, Output, operand_dtype
 from fp8sim.mma.names import parse
 
@@ -15,8 +15,10 @@ __all__ = [
     "CAPTURED",
     "CATEGORIES",
     "MODELS",
+    "OUTPUTS_PER_CAPTURE",
     "Adder",
     "Architecture",
+    "Capture",
     "Evidence",
     "Instruction",
     "MmaModel",
