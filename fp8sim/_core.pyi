@@ -152,3 +152,17 @@ def mma_chain(
     place, or does not overlap it. Scale factors, uint8 [M, blocks] and [N, blocks], are given if and only if the model
     has them.
     """
+
+def promote(
+    target: np.ndarray[Any, Any],
+    partial: np.ndarray[Any, Any],
+    row: np.ndarray[Any, Any] | None,
+    column: np.ndarray[Any, Any] | None,
+    factors: int,
+    addition: int,
+) -> None:
+    """target = [target +] partial [times factors], in float32, every operation rounded to nearest, ties to even.
+
+    target, partial [M, N], row [M] and column [N] are float32 and contiguous; `factors`: 0 none, 1 (partial * row) *
+    column, 2 partial * (row * column); `addition`: 0 none, 1 separate, 2 fused with the last multiplication.
+    """

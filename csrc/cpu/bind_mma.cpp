@@ -11,6 +11,7 @@
 
 #include "cpu/bind_arguments.hpp"
 #include "cpu/mma.hpp"
+#include "cpu/promote.hpp"
 
 namespace py = pybind11;
 
@@ -131,12 +132,47 @@ void mma_chain(const py::array& a, const py::array& b, const std::optional<py::a
     run(job);
 }
 
+const float* check_factors(const char* argument, const std::optional<py::array>& factors, py::ssize_t count) {
+    if (!factors) return nullptr;
+    if (factors->ndim() != 1) refuse(std::string(argument) + ": expected one axis");
+    if (factors->shape(0) != count || factors->itemsize() != sizeof(float)) {
+        refuse(std::string(argument) + ": expected " + std::to_string(count) + " float32 numbers");
+    }
+    if ((factors->flags() & py::array::c_style) == 0) refuse(std::string(argument) + " is not contiguous");
+    return static_cast<const float*>(factors->data());
+}
+
+void promote(const py::array& target, const py::array& partial, const std::optional<py::array>& row,
+             const std::optional<py::array>& column, int factors, int addition) {
+    if (target.ndim() != 2) refuse("target: expected shape [M, N]");
+    const py::ssize_t m = target.shape(0), n = target.shape(1);
+    check_layout("target", target, {m, n}, sizeof(float));
+    check_layout("partial", partial, {m, n}, sizeof(float));
+    if (!target.writeable()) refuse("target is read-only: pass a writeable array");
+    if (target.data() != partial.data() && overlap(target, partial)) refuse("target overlaps partial");
+    if (factors < 0 || factors > 2 || addition < 0 || addition > 2) refuse("factors, addition: expected 0, 1 or 2");
+    const float *left = check_factors("row", row, m), *right = check_factors("column", column, n);
+    if ((factors != 0) != (left && right)) refuse("row, column: expected both with factors, neither without");
+    const PromoteJob job = {static_cast<float*>(const_cast<void*>(target.data())),
+                            static_cast<const float*>(partial.data()),
+                            left,
+                            right,
+                            m,
+                            n,
+                            static_cast<Factors>(factors),
+                            static_cast<Addition>(addition)};
+    const py::gil_scoped_release unlocked;
+    run(job);
+}
+
 }  // namespace
 
 void bind_mma(py::module_& module) {
     module.def("mma_chain", &mma_chain, py::arg("a").noconvert(), py::arg("b").noconvert(), py::arg("c").none(true),
                py::arg("d").noconvert(), py::arg("model"), py::arg("a_scales") = py::none(),
                py::arg("b_scales") = py::none());
+    module.def("promote", &promote, py::arg("target").noconvert(), py::arg("partial").noconvert(),
+               py::arg("row").none(true), py::arg("column").none(true), py::arg("factors"), py::arg("addition"));
 }
 
 }  // namespace fp8sim

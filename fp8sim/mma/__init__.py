@@ -9,6 +9,8 @@ from fp8sim.mma.chains import chain
 from fp8sim.mma.evidence import CAPTURED, CATEGORIES, OUTPUTS_PER_CAPTURE, Capture, Evidence
 from fp8sim.mma.models import Adder, MmaModel, Output, operand_dtype
 from fp8sim.mma.names import parse
+from fp8sim.mma.plans import PLANS, GemmPlan
+from fp8sim.mma.plans import parse as parse_plan
 
 __all__ = [
     "ARCHITECTURES",
@@ -16,10 +18,12 @@ __all__ = [
     "CATEGORIES",
     "MODELS",
     "OUTPUTS_PER_CAPTURE",
+    "PLANS",
     "Adder",
     "Architecture",
     "Capture",
     "Evidence",
+    "GemmPlan",
     "Instruction",
     "MmaModel",
     "Output",
@@ -27,4 +31,5 @@ __all__ = [
     "error_bound",
     "operand_dtype",
     "parse",
+    "parse_plan",
 ]
