@@ -11,6 +11,7 @@ from fp8sim.backends import use_backend
 from fp8sim.formats import Codebook, Format, Nan, fixed_point
 from fp8sim.ops.cast import cast, decode, encode
 from fp8sim.ops.quantize import quantize
+from fp8sim.ops.tensor_core import matmul
 from fp8sim.quantizers import QuantizedTensor, Quantizer
 from fp8sim.recipes import Recipe
 from fp8sim.rounding import Overflow, Rounding
@@ -34,6 +35,7 @@ __all__ = [
     "encode",
     "fixed_point",
     "functional",
+    "matmul",
     "quantize",
     "set_deterministic",
     "use_backend",

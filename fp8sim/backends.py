@@ -21,13 +21,13 @@ class Backend:
     """One implementation of one operation.
 
     Attributes:
-        op: "cast", "encode", "decode", "quantize" or "gemm".
+        op: "cast", "encode", "decode", "quantize", "matmul" (codes, with an order of additions) or "gemm" (by recipe).
         name: "simulate", "triton" or "cuda".
         target: what the code runs on, in words.
         devices: torch device types it takes.
         converts: "integer arithmetic", or "hardware conversion" where an instruction does the rounding.
         contract: "bitwise", or "exact-sum": bitwise where every order of additions gives the same sum, otherwise
-            within `mma.error_bound` of the exact sum.
+            within `mma.float32_error_bound` of the exact sum.
         implementation: "module:function", imported at first use.
     """
 
@@ -96,6 +96,7 @@ _CUDA = ("CUDA C++, sm_80 and later", ("cuda",), _INTEGER)
 BACKENDS: tuple[Backend, ...] = (
     *(Backend(op, "simulate", *_SIMULATED, "bitwise", f"fp8sim.casting:{op}") for op in _CASTS),
     Backend("quantize", "simulate", *_SIMULATED, "bitwise", "fp8sim.quantizers:quantize"),
+    Backend("matmul", "simulate", *_SIMULATED, "bitwise", "fp8sim.simulate.tensor_core:matmul"),
     Backend("gemm", "simulate", *_SIMULATED, "exact-sum", "fp8sim.simulate.matmul:gemm"),
     *(Backend(op, "triton", *_TRITON, "bitwise", f"fp8sim.triton_kernels.cast:{op}") for op in _CASTS),
     Backend("gemm", "triton", *_TRITON, "exact-sum", "fp8sim.triton_kernels.gemm:gemm"),

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from fp8sim import quantizers
+from fp8sim import mma, quantizers
 from fp8sim.formats import parse as parse_format
 from fp8sim.quantizers import Quantizer
 from fp8sim.rounding import Overflow
@@ -34,7 +34,8 @@ GEMM_OPERANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
 """The two operands of each GEMM, in order."""
 
 ACCUMULATIONS = ("native", "float32", "float32.sequential")
-"""How a GEMM adds: what the backend does; BLAS in float32; one product after the other in float32, K ascending."""
+"""How a GEMM adds: what the backend does; BLAS in float32; one product after the other in float32, K ascending. Or as a
+plan of `fp8sim.mma.parse_plan` says: "sm90.wgmma", "deepgemm.sm90", ..."""
 
 PARAMETRIZATIONS = ("standard", "unit_scaled")
 """Where scale lives: in the initialisation of weights; in constant factors on operations (unit scaling)."""
@@ -63,7 +64,7 @@ class GemmRecipe:
 
     Attributes:
         first, second: quantizers; None leaves the operand as it is.
-        accumulate: one of `ACCUMULATIONS`.
+        accumulate: one of `ACCUMULATIONS`, or a plan, whose instruction takes the formats of both quantizers.
         dtype: dtype of the result; None is the dtype of the operands.
     """
 
@@ -73,14 +74,23 @@ class GemmRecipe:
     dtype: str | None = None
 
     def __post_init__(self) -> None:
-        _one_of("accumulate", self.accumulate, ACCUMULATIONS)
         for operand, quantizer in (("first", self.first), ("second", self.second)):
             if quantizer is not None and quantizer.rounding.is_stochastic:
                 raise ValueError(f"{operand}={quantizer}: the GEMMs of a recipe draw no random bits; use TIES_TO_EVEN")
+        if self.accumulate not in ACCUMULATIONS:
+            self._check_plan()
         if self.dtype is not None:
             _one_of("dtype", self.dtype, ("float32", "float16", "bfloat16", "float64"))
         first, second = (str(q) if q is not None else "" for q in (self.first, self.second))
         object.__setattr__(self, "strings", GemmStrings(first, second, self.accumulate, self.dtype or ""))
+
+    def _check_plan(self) -> None:
+        pair = (self.first, self.second)
+        formats = [str(quantizer.format) if quantizer is not None else None for quantizer in pair]
+        try:
+            mma.resolve(mma.parse_plan(self.accumulate), *formats)
+        except ValueError as error:
+            raise ValueError(f"accumulate={self.accumulate!r}: {error}; or use {', '.join(ACCUMULATIONS)}") from error
 
     @property
     def as_strings(self) -> GemmStrings:

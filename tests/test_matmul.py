@@ -42,7 +42,7 @@ def test_every_operand_is_cast_once_as_the_recipe_says_and_the_product_is_that_o
     for actual, a, b, scale in pairs.values():
         assert actual is not None
         error = (actual.double() - a.double() @ b.double() * scale).abs()
-        assert bool((error <= mma.error_bound(a, b, scale=scale)).all())
+        assert bool((error <= mma.float32_error_bound(a, b, scale=scale)).all())
 
 
 @pytest.mark.parametrize("accumulate", recipes.ACCUMULATIONS)

@@ -17,7 +17,7 @@ from fp8sim.formats import Format
 from fp8sim.nn import Linear
 from fp8sim.ops.cast import cast
 from fp8sim.quantizers import Quantizer, parse
-from fp8sim.recipes import GEMM_OPERANDS, Recipe
+from fp8sim.recipes import ACCUMULATIONS, GEMM_OPERANDS, GemmRecipe, Recipe
 from fp8sim.rounding import Overflow, Rounding
 from fp8sim.simulate.matmul import GemmEvent, observe
 
@@ -115,8 +115,8 @@ def check_linears(model: torch.nn.Module, recipe: Recipe, run: Callable[[], Any]
 
     Torch's own hooks see what enters and leaves each module; the simulated GEMMs report what they were given, what they
     multiplied and what came out. All must agree: what a GEMM multiplied is what the module was given, cast once by an
-    independent route in the format that the recipe names; its result is the product of those within `mma.error_bound`,
-    times the factor that the layer's sizes ask for; and that is what left the module.
+    independent route in the format that the recipe names; its result is the product of those within the bound of how
+    the recipe adds, times the factor that the layer's sizes ask for; and that is what left the module.
 
     Args:
         model: its `Linear` modules have names.
@@ -201,10 +201,21 @@ def _check_gemm(event: GemmEvent, layer: Linear, seen: dict[str, torch.Tensor], 
         expected.append(as_read)
     factor = expected_factors(layer, seen["input"][..., 0].numel())[event.gemm]
     exact = torch.matmul(expected[0].double(), expected[1].double()) * factor
-    bound = mma.error_bound(expected[0], expected[1], scale=factor)
+    bound = _bound(gemm, expected[0], expected[1], factor)
     total += within(f"{where} result", event.result, exact, bound)
     left = seen[event.gemm]
     return total + bitwise(f"{where} result as the module returns it", left.reshape(event.result.shape), event.result)
+
+
+def _bound(gemm: GemmRecipe, a: torch.Tensor, b: torch.Tensor, factor: float) -> torch.Tensor:
+    """The largest error of factor * a [M, K] @ b [K, N] as `gemm` adds."""
+    if gemm.accumulate in ACCUMULATIONS:
+        return mma.float32_error_bound(a, b, scale=factor)
+    plan = mma.parse_plan(gemm.accumulate)
+    model = mma.resolve(plan, *(None if q is None else str(q.format) for q in (gemm.first, gemm.second)))
+    amax_a, amax_b = a.abs().amax(1, keepdim=True), b.abs().amax(0, keepdim=True)
+    rounded = 1 + 2.0**-23  # the product with the factor
+    return torch.from_numpy(mma.error_bound(a.shape[1], amax_a, amax_b, model, plan)) * abs(factor) * rounded
 
 
 def expected_factors(layer: Linear, tokens: int) -> dict[str, float]:

@@ -95,7 +95,7 @@ def _within_bound(formats: str, actual: torch.Tensor, a: torch.Tensor, b: torch.
     numbers = ~exact.isnan()
     what = f"gemm {formats.replace(' ', ' x ')} of random data"
     total = bitwise(f"{what}: where it is NaN", actual.isnan().int(), exact.isnan().int())
-    return total + within(what, actual[numbers], exact[numbers], mma.error_bound(a, b, scale=0.3)[numbers])
+    return total + within(what, actual[numbers], exact[numbers], mma.float32_error_bound(a, b, scale=0.3)[numbers])
 
 
 def exact_sum_operands(m: int, n: int, k: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:

@@ -4,9 +4,10 @@
 """
 
 from fp8sim.mma.architectures import ARCHITECTURES, MODELS, Architecture, Instruction
-from fp8sim.mma.bounds import error_bound
+from fp8sim.mma.bounds import error_bound, float32_error_bound
 from fp8sim.mma.chains import chain
 from fp8sim.mma.evidence import CAPTURED, CATEGORIES, OUTPUTS_PER_CAPTURE, Capture, Evidence
+from fp8sim.mma.gemm import resolve
 from fp8sim.mma.models import Adder, MmaModel, Output, operand_dtype
 from fp8sim.mma.names import parse
 from fp8sim.mma.plans import PLANS, GemmPlan
@@ -29,7 +30,9 @@ __all__ = [
     "Output",
     "chain",
     "error_bound",
+    "float32_error_bound",
     "operand_dtype",
     "parse",
     "parse_plan",
+    "resolve",
 ]

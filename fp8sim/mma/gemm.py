@@ -64,8 +64,8 @@ class Operand:
         return np.ascontiguousarray(self.scale_inv[:, first])
 
 
-def resolve(plan: GemmPlan, a_format: str, b_format: str, accumulator: str | None = None) -> MmaModel:
-    """The instruction of `plan` for operands of these formats.
+def resolve(plan: GemmPlan, a_format: str | None, b_format: str | None, accumulator: str | None = None) -> MmaModel:
+    """The instruction of `plan` for operands of these formats; None leaves one to the plan.
 
     Raises:
         ValueError: the instruction does not accept them; the message lists what it accepts.

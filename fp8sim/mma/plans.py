@@ -72,7 +72,7 @@ class GemmPlan:
         rounding: to the output's format.
 
     Raises:
-        ValueError: lengths that are not positive, factors at flushes that never happen, a widening to an unknown format.
+        ValueError: lengths that are not positive, factors at flushes that never happen, widening to no format.
     """
 
     instruction: str

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from fp8sim.quantizers import Quantizer
+from fp8sim.simulate import tensor_core
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,8 @@ def gemm(
         a: [..., M, K]. b: [..., K, N]; leading dimensions broadcast.
         quantizers: of a and b; None leaves the operand as it is. Scale factors belong to blocks of a [M, K] and of
             b^T [N, K], so that 1-D blocks and rows run along K; a block of 2 x 3 of b spans 2 of N and 3 of K.
-        accumulate: "native" and "float32" are BLAS; "float32.sequential" adds in the order of k.
+        accumulate: "native" and "float32" are BLAS; "float32.sequential" adds in the order of k; a plan adds as tensor
+            cores do, operands without a quantizer being numbers of their dtype.
         dtype: of the result; None is that of `a`.
         layer, name: what `observe` calls this GEMM.
 
@@ -93,20 +95,48 @@ def gemm(
         [..., M, N].
 
     Raises:
-        ValueError: an accumulation by BLAS after `set_deterministic(True)`.
+        ValueError: an accumulation by BLAS after `set_deterministic(True)`; operands that the plan cannot multiply.
     """
-    if accumulate != "float32.sequential":
-        refuse_blas(accumulate)
-    used = (_quantized(a, quantizers[0]), _quantized(b.mT, quantizers[1]).mT)
-    wide = torch.float64 if a.dtype == torch.float64 else torch.float32
-    product = _sequential if accumulate == "float32.sequential" else torch.matmul
-    result = product(used[0].to(wide), used[1].to(wide))
+    add = {"float32.sequential": _in_sequence, "native": _by_blas, "float32": _by_blas}.get(accumulate, _by_plan)
+    used, result = add(a, b, quantizers, accumulate)
     if scale != 1.0:
         result.mul_(scale)
     result = result.to(dtype or a.dtype)
     for observer in _observers:
         observer(GemmEvent(layer, name, (a, b), used, quantizers, scale, result))
     return result
+
+
+_Pair = tuple[torch.Tensor, torch.Tensor]
+_Quantizers = tuple[Quantizer | None, Quantizer | None]
+
+
+def _by_blas(a: torch.Tensor, b: torch.Tensor, quantizers: _Quantizers, accumulate: str) -> tuple[_Pair, torch.Tensor]:
+    refuse_blas(accumulate)
+    used = (_quantized(a, quantizers[0]), _quantized(b.mT, quantizers[1]).mT)
+    return used, torch.matmul(*_widened(used))
+
+
+def _in_sequence(
+    a: torch.Tensor, b: torch.Tensor, quantizers: _Quantizers, accumulate: str
+) -> tuple[_Pair, torch.Tensor]:
+    used = (_quantized(a, quantizers[0]), _quantized(b.mT, quantizers[1]).mT)
+    return used, _sequential(*_widened(used))
+
+
+def _by_plan(a: torch.Tensor, b: torch.Tensor, quantizers: _Quantizers, accumulate: str) -> tuple[_Pair, torch.Tensor]:
+    """Codes and factors as the quantizers make them, added as the plan `accumulate` says."""
+    left = a if quantizers[0] is None else quantizers[0].quantize(a)
+    right = b if quantizers[1] is None else quantizers[1].quantize(b.mT)
+    result: torch.Tensor = tensor_core.matmul(left, right, plan=accumulate)
+    used_a = a if quantizers[0] is None else left.dequantize()
+    used_b = b if quantizers[1] is None else right.dequantize().mT
+    return (used_a, used_b), result
+
+
+def _widened(used: _Pair) -> _Pair:
+    wide = torch.float64 if used[0].dtype == torch.float64 else torch.float32
+    return used[0].to(wide), used[1].to(wide)
 
 
 def _quantized(x: torch.Tensor, quantizer: Quantizer | None) -> torch.Tensor:

@@ -37,7 +37,7 @@ def check_gemm(
     b_scale_block: Block | None = None,
     scale_format: str = "float32",
     accumulator_bits: int = 24,
-    error_bound: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = mma.error_bound,
+    error_bound: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = mma.float32_error_bound,
     special_values: bool = True,
     strided: bool = True,
     device: str = "cpu",
