@@ -48,6 +48,9 @@ def validate_command(
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of weights and batches.")] = 0,
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps between the two looks.")] = 50,
     lr: Annotated[float | None, typer.Option(help="Learning rate of unit-scaled recipes (default: 1).")] = None,
+    accumulate: Annotated[
+        str | None, typer.Option(help="How quantized operands' products are added, such as sm90.wgmma (default: BLAS).")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for validation.json and report.html.")] = Path(),
     json_to: Annotated[str | None, typer.Option("--json", help="'-' prints validation.json instead of tables.")] = None,
 ) -> None:
@@ -68,6 +71,7 @@ def validate_command(
         seed=seed,
         steps=steps,
         learning_rate=lr,
+        accumulate=accumulate,
         required_kernels=tuple(kernel or ()),
         out=out,
     )

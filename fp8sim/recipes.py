@@ -159,6 +159,19 @@ class Recipe:
         gemms = {name: self.gemm(name).without_casts() for name in GEMM_OPERANDS}
         return dataclasses.replace(self, name=f"{self.name} without casts", **gemms)  # type: ignore[arg-type]
 
+    def adding(self, accumulate: str) -> Recipe:
+        """The same recipe with the products of two quantized operands added as `accumulate` says.
+
+        Raises:
+            ValueError: no such accumulation, or a plan that does not take the formats.
+        """
+        gemms = {
+            name: dataclasses.replace(self.gemm(name), accumulate=accumulate)
+            for name in GEMM_OPERANDS
+            if self.gemm(name).first and self.gemm(name).second
+        }
+        return dataclasses.replace(self, **gemms)  # type: ignore[arg-type]
+
     def for_role(self, role: str) -> Recipe:
         """This recipe, or its high-precision form if it keeps layers of that role in high precision."""
         _one_of("role", role, ROLES)

@@ -42,6 +42,8 @@ class Options:
         recipes: names; `require`: names that decide the exit code too, whatever their recipe expects.
         seed: of weights and batches. steps: optimizer steps between the looks.
         learning_rate: eta of unit-scaled recipes; None is 1.
+        accumulate: how products of quantized operands are added, as `GemmRecipe.accumulate`; None is as each recipe
+            says.
         required_kernels: names of kernels ("triton.cast") that must run.
         out: folder of validation.json and report.html.
         size: of the model. cast_elements: how many numbers each cast is compared on.
@@ -56,6 +58,7 @@ class Options:
     seed: int = 0
     steps: int = 50
     learning_rate: float | None = None
+    accumulate: str | None = None
     required_kernels: tuple[str, ...] = ()
     out: Path = Path()
     size: ModelSize = STANDARD_SIZE
@@ -66,11 +69,12 @@ class Options:
             raise ValueError(f"learning_rate={self.learning_rate}: must be positive and finite")
 
     def all_recipes(self) -> list[Recipe]:
-        """The recipes to run, each once. ValueError for an unknown name or for the reference itself."""
+        """The recipes to run, each once. ValueError for an unknown name, the reference, or a sum of other formats."""
         names = dict.fromkeys((*self.recipes, *self.require))
         if "fp32" in names:
             raise ValueError("recipe 'fp32' is the reference that the others are held against: leave it out")
-        return [recipes.parse(name) for name in names]
+        chosen = [recipes.parse(name) for name in names]
+        return chosen if self.accumulate is None else [recipe.adding(self.accumulate) for recipe in chosen]
 
 
 @dataclass
@@ -125,7 +129,7 @@ class Validation:
             "window": windows.window,
             "batch": windows.batch,
             "optimizer": {"name": "AdamW", "betas": list(loop.BETAS), "weight_decay": 0.0, "warm_up": 0},
-            "accumulation": "float32 (BLAS)",
+            "accumulation": self.options.accumulate or "float32 (BLAS)",
         }
 
 

@@ -429,6 +429,15 @@ def test_the_files_hold_everything_and_the_screen_fits(small_runs: Path) -> None
     assert "<html" in (small_runs / "report.html").read_text()
 
 
+def test_products_are_added_as_hopper_adds_where_asked(small_runs: Path) -> None:
+    arguments = ("--recipe", "unit_scaled_fp8", "--out", str(small_runs), "--steps", "1", "--json", "-")
+    runs = [json.loads(invoke(*arguments, *more).stdout) for more in ((), ("--accumulate", "sm90.wgmma"))]
+    assert [run["exit_code"] for run in runs] == [0, 0]
+    assert runs[1]["run"]["accumulation"] == "sm90.wgmma"
+    losses = [run["scaling"][0]["looks"][0]["loss"] for run in runs]
+    assert 0 < abs(losses[1] - losses[0]) < 0.01, "fewer bits of every sum, and no more than that"
+
+
 def test_json_goes_to_standard_output(small_runs: Path) -> None:
     result = invoke("--recipe", "bf16", "--out", str(small_runs), "--steps", "1", "--json", "-")
     assert json.loads(result.stdout)["text"]["name"] == "topics"
@@ -445,6 +454,7 @@ def test_json_goes_to_standard_output(small_runs: Path) -> None:
         (["--lr", "-1"], "learning_rate=-1.0: must be positive and finite"),
         (["--lr", "nan"], "learning_rate=nan: must be positive and finite"),
         (["--json", "file"], "only '-'"),
+        (["--accumulate", "sm70.mma"], "accumulate='sm70.mma': a_format=bfloat16, b_format=bfloat16: sm70.mma accepts"),
         (["--out", "/proc/nothing"], "--out /proc/nothing: cannot be written"),
     ],
 )
