@@ -147,7 +147,7 @@ def test_the_page_lists_what_hardware_does_not_confirm() -> None:
 
 
 def cancelled(model: MmaModel, seed: int) -> mma_cases.Case:
-    """The largest products, which cancel each other, two of any size and c of any size: what was cut is all there is."""
+    """The largest products, which cancel each other, two and c of any size: what was cut is all there is."""
     rng = np.random.default_rng([seed, *map(ord, model.name)])
     k = min(model.k, 8)
     a = mma_cases.wide(rng, model.a_format, (12, k))

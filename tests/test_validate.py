@@ -22,6 +22,7 @@ from fp8sim.compare import Comparison
 from fp8sim.formats import parse
 from fp8sim.ops import matmul as ops
 from fp8sim.quantizers import Quantizer
+from fp8sim.recipes import GEMM_OPERANDS
 from fp8sim.rounding import Overflow, Rounding
 from fp8sim.simulate import matmul as simulate
 from fp8sim.simulate.scale import scale_bwd
@@ -88,14 +89,13 @@ def _factor(which: str) -> Plant:
 
 def _operand_in_float32(gemm: int, operand: str) -> Plant:
     def plant(patch: pytest.MonkeyPatch) -> None:
-        original = ops._plans
+        original, faulty_name = ops._gemm, list(GEMM_OPERANDS)[gemm]
 
-        def faulty(recipe: Any) -> tuple[Any, ...]:
-            plans = list(original(recipe))
-            plans[gemm] = plans[gemm]._replace(**{operand: ""})
-            return tuple(plans)
+        def faulty(name: str, a: Any, b: Any, strings: Any, *rest: Any) -> torch.Tensor:
+            changed = strings._replace(**{operand: ""}) if name == faulty_name else strings
+            return original(name, a, b, changed, *rest)
 
-        patch.setattr(ops, "_plans", faulty)
+        patch.setattr(ops, "_gemm", faulty)
 
     return plant
 
