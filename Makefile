@@ -29,8 +29,6 @@ test-full: lint
 	$(RUN) -m pytest -q -n 2 -m "" --timeout 3600 $(ARGS)
 
 bench: $(INSTALLED)
-	@$(PIP) install --no-deps "$$(grep '^torchao==' constraints.txt)" \
-	    || echo "torchao is not installable here: the benchmark says where it is not measured"
 	$(RUN) -m benchmarks.run --suite casts $(ARGS)
 	$(RUN) -m benchmarks.run --suite quantizers $(ARGS)
 	$(RUN) -m benchmarks.scaling
@@ -74,8 +72,8 @@ $(INSTALLED): $(DEPENDENCIES) setup.py $(wildcard csrc/*/*)
 	@$(PIP) install --no-deps --no-build-isolation --editable .
 	@touch $@
 
-# triton is pinned apart: a CUDA build of torch brings the triton that it needs, a CPU build brings none. torchao, with
-# which the benchmarks compare, comes with them.
+# triton is pinned apart: a CUDA build of torch brings the triton that it needs, a CPU build brings none. So is torchao,
+# with which tests and benchmarks compare: it must not bring another torch.
 $(DEPENDENCIES): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("fp8sim needs Python 3.11 or later, and $(PYTHON) is " + sys.version.split()[0] + ": name another one, e.g. make PYTHON=python3.11")'
 	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)
@@ -85,6 +83,8 @@ $(DEPENDENCIES): pyproject.toml constraints.txt
 	@$(RUN) -c 'import importlib.util, sys; sys.exit(sys.platform == "linux" and not importlib.util.find_spec("triton"))' \
 	    || $(PIP) install "$$(grep '^triton==' constraints.txt)" \
 	    || echo "triton is not installable here: the simulator works without it, the Triton kernels are not checked"
+	@$(PIP) install --no-deps "$$(grep '^torchao==' constraints.txt)" \
+	    || echo "torchao is not installable here: tests and benchmarks do without its answers"
 	@touch $@
 
 clean:
