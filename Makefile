@@ -31,6 +31,7 @@ test-full: lint
 bench: $(INSTALLED)
 	$(RUN) -m benchmarks.run --suite casts $(ARGS)
 	$(RUN) -m benchmarks.run --suite quantizers $(ARGS)
+	$(RUN) -m benchmarks.mma
 	$(RUN) -m benchmarks.scaling
 
 # A second build of the package, in build/sanitize, in front of the installed one. -P keeps the sources out of its way.

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import cases, peers, run, scaling, timing
+from benchmarks import cases, mma, peers, run, scaling, timing
 from benchmarks.cases import REGISTRY, Policy
 from fp8sim import _core, casting
 from fp8sim.formats import parse
@@ -163,3 +163,23 @@ def test_scaling_is_measured_beside_arithmetic() -> None:
         _core.set_num_threads(threads)
     assert [row["name"] for row in rows] == list(scaling.CASES)
     assert all(row["gain"] > 0 and row["arithmetic_gain"] > 0 for row in rows)
+
+
+@pytest.mark.usefixtures("any_isa")
+def test_matrix_products_are_checked_before_they_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = mma.measure(mma.Case(mma.HOPPER, 64, 30, special=0.1), samples=1)
+    assert row["gflops"] > 0
+    assert "GFLOP/s (>= " in mma.line(row)
+    monkeypatch.setattr(mma.np, "array_equal", lambda *_: False)
+    row = mma.measure(mma.Case(mma.HOPPER, 64), samples=1)
+    assert "WRONG, not timed" in mma.line(row)
+    assert "gflops" not in row
+
+
+def test_the_gain_of_a_second_thread_is_measured_beside_arithmetic() -> None:
+    threads = _core.get_num_threads()
+    try:
+        row = mma.thread_gain(samples=1)
+    finally:
+        _core.set_num_threads(threads)
+    assert row["share"] == pytest.approx(row["gain"] / row["arithmetic_gain"])
