@@ -1,4 +1,4 @@
-// Chains of matrix multiply-accumulate instructions: d = c + a * b^T in the arithmetic of one instruction after another.
+// Chains of matrix multiply-accumulate instructions: d = c + a * b^T, one instruction after another over k.
 #pragma once
 
 #include <cstdint>

@@ -86,7 +86,9 @@ void gather(const FastJob& work, const Code* row, int64_t first, int64_t count, 
     const int64_t k = work.job.k;
     if (!work.emulated) {
         const int64_t there = smaller<int64_t>(count, larger<int64_t>(k - first, 0)), whole = there & ~int64_t{1};
-        for (int64_t i = 0; i < whole; i += kLanePair) memcpy(to + i / kLanePair * stride, row + first + i, 2 * sizeof(Code));
+        for (int64_t i = 0; i < whole; i += kLanePair) {
+            memcpy(to + i / kLanePair * stride, row + first + i, kLanePair * sizeof(Code));
+        }
         if (there > whole) to[whole / kLanePair * stride] = row[first + whole];
         return;
     }

@@ -124,7 +124,8 @@ uint32_t interpret_step(const FastJob& work, int64_t row, int64_t column, int64_
         a[i] = decode_operand(load(job.a, row * job.k + k, job.operand_bytes[0]), model.a);
         b[i] = decode_operand(load(job.b, column * job.k + k, job.operand_bytes[1]), model.b);
     }
-    const Number a_scale = scale_at(work, job.a_scales, row, step), b_scale = scale_at(work, job.b_scales, column, step);
+    const Number a_scale = scale_at(work, job.a_scales, row, step);
+    const Number b_scale = scale_at(work, job.b_scales, column, step);
     const bool is_binary16 = model.accumulator.mantissa_bits == kBinary16Fraction;
     const uint64_t before = is_binary16 ? convert(c, binary32(), model.accumulator) : c;
     const uint64_t after = mma_step(model, a, b, before, &a_scale, &b_scale);

@@ -44,6 +44,7 @@ FP8SIM_HD Vec shift_by(Vec a, Vec count) { return _mm512_srlv_epi32(a, count); }
 template <int count> FP8SIM_HD Vec left(Vec a) { return _mm512_slli_epi32(a, count); }
 template <int count> FP8SIM_HD Vec right(Vec a) { return _mm512_srli_epi32(a, count); }
 template <int count> FP8SIM_HD Vec right_signed(Vec a) { return _mm512_srai_epi32(a, count); }
+FP8SIM_HD Vec exchange_halves(Vec a) { return _mm512_rol_epi32(a, 16); }
 FP8SIM_HD Vec left_by(Vec a, int count) { return _mm512_sll_epi32(a, _mm_cvtsi32_si128(count)); }
 FP8SIM_HD Mask equal(Vec a, Vec b) { return _mm512_cmpeq_epi32_mask(a, b); }
 FP8SIM_HD Mask above(Vec a, Vec b) { return _mm512_cmpgt_epi32_mask(a, b); }
@@ -136,6 +137,7 @@ FP8SIM_HD Vec shift_by(Vec a, Vec count) { return _mm256_srlv_epi32(a, count); }
 template <int count> FP8SIM_HD Vec left(Vec a) { return _mm256_slli_epi32(a, count); }
 template <int count> FP8SIM_HD Vec right(Vec a) { return _mm256_srli_epi32(a, count); }
 template <int count> FP8SIM_HD Vec right_signed(Vec a) { return _mm256_srai_epi32(a, count); }
+FP8SIM_HD Vec exchange_halves(Vec a) { return _mm256_or_si256(_mm256_slli_epi32(a, 16), _mm256_srli_epi32(a, 16)); }
 FP8SIM_HD Vec left_by(Vec a, int count) { return _mm256_sll_epi32(a, _mm_cvtsi32_si128(count)); }
 FP8SIM_HD Mask equal(Vec a, Vec b) { return _mm256_cmpeq_epi32(a, b); }
 FP8SIM_HD Mask above(Vec a, Vec b) { return _mm256_cmpgt_epi32(a, b); }
