@@ -66,7 +66,6 @@ def decode_scale(code: int, name: str) -> Number:
     return decode(code & 0x7F, "float8_e4m3fn")
 
 
-# ----------------------------------------------------------------------------------------------------------------------
 # Results
 
 
@@ -126,7 +125,6 @@ def special_result(model: MmaModel, pairs: list[tuple[Number, Number]], c: Numbe
     return infinity(model.accumulator, signs.pop()) if signs else None
 
 
-# ----------------------------------------------------------------------------------------------------------------------
 # Adders
 
 
@@ -303,7 +301,6 @@ def even_odd(model: MmaModel, pairs: list[tuple[Number, Number]], c_code: int) -
     return joined(model, total, e_dot, c, drops=True)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
 # Instructions and chains
 
 

@@ -8,7 +8,7 @@
 
 namespace fp8sim {
 
-// The other adders
+// The other adders.
 
 // Two halves of the products on the binary16 unit from c = 0, then c by an ordinary addition. Each 32-bit register
 // holds four numbers of 8 bits: the low pairs of all are one half, the high pairs the other.
@@ -159,8 +159,7 @@ FP8SIM_HD_CALL uint64_t add_even_odd(const MmaModel& m, const Number* a, const N
     return join_accumulator(m, {sum, largest}, c, true);
 }
 
-// ---------------------------------------------------------------------------------------------------------------------
-// Steps and instructions
+// Steps and instructions.
 
 // `m.terms` products and one accumulator: what is rounded at once.
 FP8SIM_HD_CALL uint64_t mma_step(const MmaModel& m, const Number* a, const Number* b, uint64_t c, const Number* a_scale,

@@ -118,8 +118,7 @@ FP8SIM_HD_CALL Number decode_operand(uint64_t code, const MmaFormat& f) {
     return {significand, exponent, negative, kind_of(magnitude, negative, f)};
 }
 
-// ---------------------------------------------------------------------------------------------------------------------
-// Results
+// Results.
 
 FP8SIM_HD uint64_t infinity_code(const MmaFormat& f) { return mask_of(f.exponent_bits) << f.mantissa_bits; }
 

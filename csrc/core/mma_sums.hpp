@@ -5,7 +5,7 @@
 
 namespace fp8sim {
 
-// Truncated sums: terms aligned at the largest exponent, magnitudes cut
+// Truncated sums: terms aligned at the largest exponent, magnitudes cut.
 
 FP8SIM_HD int64_t with_sign(uint64_t magnitude, bool negative) {
     const int64_t value = static_cast<int64_t>(magnitude);
@@ -53,8 +53,7 @@ FP8SIM_HD_CALL uint64_t add_truncated(
     return round_sum(products.sum + c_term, products.exponent - m.fraction_bits, m);
 }
 
-// ---------------------------------------------------------------------------------------------------------------------
-// Exact sums, rounded once to nearest even
+// Exact sums, rounded once to nearest even.
 
 // An integer of `limbs` words in units of 2^lowest, in two's complement.
 template <int limbs>

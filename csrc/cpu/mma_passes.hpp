@@ -101,8 +101,7 @@ FP8SIM_HD Mask beyond_binary32(Vec sum, Vec largest, const Rule& rule) {
     return except(above(field, all(254)), equal(sum, all(0)));
 }
 
-// ---------------------------------------------------------------------------------------------------------------------
-// The two passes
+// The two passes.
 
 // Where the operands of a step are.
 struct StepRows {
