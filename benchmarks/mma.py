@@ -21,8 +21,12 @@ import torch
 from benchmarks.run import machine, save
 from benchmarks.scaling import arithmetic_on, on_threads
 from benchmarks.timing import medians
-from fp8sim import _core, casting, mma
+from fp8sim import _core, casting, mma, recipes
 from fp8sim.mma import MmaModel
+from fp8sim.recipes import Recipe
+from fp8sim.training import loop, text
+from fp8sim.training.model import STANDARD_SIZE
+from fp8sim.training.scaling_check import build_model
 
 Array = np.ndarray[Any, Any]
 
@@ -146,9 +150,29 @@ def thread_gain(samples: int) -> dict[str, Any]:
     return {"name": f"{HOPPER} 512^3, two threads", "gain": gain, "arithmetic_gain": plain, "share": gain / plain}
 
 
+def training_step(samples: int) -> dict[str, Any]:
+    """A step of the validated model with Hopper's arithmetic in all three GEMMs, over one in float32; two threads."""
+    windows = text.Windows(text.load(), seed=0)
+    _core.set_num_threads(2)
+    torch.set_num_threads(2)
+
+    def steps(recipe: Recipe) -> Callable[[], float]:
+        model = build_model(recipe, windows, 0, STANDARD_SIZE)
+        train = loop.train(model, windows, 10**6, loop.LEARNING_RATES[recipe.parametrization])
+        return lambda: next(train)
+
+    names = {"float32": "unit_scaled", "FP8, float32 sums": "unit_scaled_fp8"}
+    calls = {label: steps(recipes.parse(name)) for label, name in names.items()}
+    calls["FP8, Hopper's sums"] = steps(recipes.parse("unit_scaled_fp8").adding("sm90.wgmma"))
+    seconds = medians(calls, samples=samples)
+    return {"name": "training step, two threads", "milliseconds": {name: 1e3 * s for name, s in seconds.items()}}
+
+
 def line(row: dict[str, Any]) -> str:
     if "wrong" in row:
         return f"{row['name']:<52} WRONG, not timed: {row['wrong']}"
+    if "milliseconds" in row:
+        return f"{row['name']:<52} " + ", ".join(f"{name} {ms:.0f} ms" for name, ms in row["milliseconds"].items())
     if "gain" in row:
         return f"{row['name']:<52} gain {row['gain']:.2f}, arithmetic alone {row['arithmetic_gain']:.2f}"
     missed = " MISSED" if row["gflops"] < row["at_least"] else ""
@@ -175,8 +199,9 @@ def main() -> int:
                 print(line(rows[-1]), file=sys.stderr if options.json else sys.stdout, flush=True)
     _core.set_isa(_core.isas()[-1])
     if not options.filter:
-        rows.append(thread_gain(options.samples))
-        print(line(rows[-1]), file=sys.stderr if options.json else sys.stdout)
+        for whole in (thread_gain, training_step):
+            rows.append(whole(options.samples))
+            print(line(rows[-1]), file=sys.stderr if options.json else sys.stdout)
     if options.json:
         print(json.dumps(rows, indent=1))
     elif not options.filter:
