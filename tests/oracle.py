@@ -19,7 +19,6 @@ from fp8sim.rounding import Overflow, Rounding
 Floats = NDArray[np.float64]
 Codes = NDArray[np.uint32]
 
-# ----------------------------------------------------------------------------------------------------------------------
 # One number, in rationals
 
 
@@ -182,7 +181,6 @@ def represents(fmt: Format, overflow: Overflow) -> bool:
     return overflow is Overflow.INFINITY and fmt.signed and (fmt.infinity or fmt.finite_domain)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
 # Decode
 
 DTYPES = {"float16": np.uint16, "bfloat16": np.uint16, "float32": np.uint32, "float64": np.uint64}
@@ -214,7 +212,6 @@ def decode_magnitude_to_binary64(code: int, fmt: Format) -> int:
     return int.from_bytes(struct.pack("<d", number), "little")
 
 
-# ----------------------------------------------------------------------------------------------------------------------
 # Arrays of numbers
 
 
@@ -304,7 +301,6 @@ def rounds_away_array(
     return choices[rounding]()
 
 
-# ----------------------------------------------------------------------------------------------------------------------
 # Random bits
 
 

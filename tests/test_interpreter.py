@@ -27,7 +27,6 @@ needs_interpreter = pytest.mark.skipif(
 )
 
 
-# ----------------------------------------------------------------------------------------------------------------------
 # Boundaries, against NVIDIA's header
 
 
@@ -100,7 +99,6 @@ def test_widening_every_code(header, source):
     assert_same_codes(canonical_nan(boundaries.to_float32(data, source)), canonical_nan(expected), codes)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
 # The self-test, and that it can fail
 
 
@@ -183,7 +181,6 @@ def test_stock_interpreter_fails_the_self_test():
     assert "dot of float32" not in failing
 
 
-# ----------------------------------------------------------------------------------------------------------------------
 # Switching on
 
 
@@ -233,7 +230,6 @@ def test_missing_private_name_is_an_error_that_names_triton():
         interpreter._require_private_names(stock)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
 # What kernels see
 
 

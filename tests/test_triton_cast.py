@@ -54,7 +54,6 @@ def decode(codes, *args, **kwargs):
     return to_array(kernels.decode(to_device(codes), *args, **kwargs))
 
 
-# ----------------------------------------------------------------------------------------------------------------------
 # Every mode and policy of every format
 
 TABULATED = [fmt for fmt in CASES if fmt.bits <= 16]
@@ -151,7 +150,6 @@ def test_every_16_bit_number_has_the_bits_of_the_core(fmt, dtype):
         assert_same_bits(cast(x, fmt, **policy), casting.cast(x, fmt, **policy), f"{fmt} {mode.name}")
 
 
-# ----------------------------------------------------------------------------------------------------------------------
 # Random bits
 
 
@@ -204,7 +202,6 @@ def test_a_shard_has_the_bits_of_the_whole():
     assert not np.array_equal(whole, cast(x, "e4m3", offset=7, **policy))
 
 
-# ----------------------------------------------------------------------------------------------------------------------
 # Shapes and memory
 
 
@@ -269,7 +266,6 @@ def test_more_elements_than_32_bits_can_count():
     assert int(codes.min()) == int(codes.max()) == 0x38
 
 
-# ----------------------------------------------------------------------------------------------------------------------
 # Errors
 
 

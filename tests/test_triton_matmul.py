@@ -74,7 +74,6 @@ def assert_same(actual, expected):
         pytest.fail(f"{len(wrong)} differ, first [{m}, {n}]: {actual[m, n]:.9g}, expected {expected[m, n]:.9g}")
 
 
-# ----------------------------------------------------------------------------------------------------------------------
 # Sums
 
 SIZES = [1, 63, 100]
@@ -119,7 +118,6 @@ def test_every_tile_is_computed_once():
         assert_same(run(a, b, config=Config(64, 64, 16, group_m=group, num_warps=4)), exact(a, b))
 
 
-# ----------------------------------------------------------------------------------------------------------------------
 # Result: scale, dtype, special values, memory
 
 
@@ -177,7 +175,6 @@ def test_empty_operands(m, n, k):
     assert torch.equal(run(a, b), torch.zeros(m, n))
 
 
-# ----------------------------------------------------------------------------------------------------------------------
 # Errors
 
 A = torch.zeros(4, 8, dtype=BF16, device=DEVICE)

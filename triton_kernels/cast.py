@@ -185,7 +185,6 @@ def decode(
     return _launch(codes, out, source, result, bits, _Random(), block)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
 # Launching
 
 

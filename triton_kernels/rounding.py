@@ -30,7 +30,6 @@ _STOCHASTIC_B = tl.constexpr(int(Rounding.STOCHASTIC_B))
 _STOCHASTIC_EQUAL = tl.constexpr(int(Rounding.STOCHASTIC_EQUAL))
 
 
-# ----------------------------------------------------------------------------------------------------------------------
 # Encode
 
 
@@ -213,7 +212,6 @@ def _rounds_away(rest, distance, random, ROUNDING: tl.constexpr, RANDOM_BITS: tl
     return away.to(rest.dtype)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
 # Decode
 
 

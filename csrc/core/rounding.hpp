@@ -90,7 +90,6 @@ FP8SIM_HD Word where(Mask mask, Word a) {
     return mask ? a : Word{};
 }
 
-// ---------------------------------------------------------------------------------------------------------------------
 // Rounding of a magnitude
 
 // How far down a format reaches, seen from the source: a loop over one format knows this before it starts.
@@ -210,7 +209,6 @@ FP8SIM_HD Word round_magnitude(Word magnitude, Mask negative, const Conversion& 
     return ((scaled.sig + addend) >> shift) + scaled.below;
 }
 
-// ---------------------------------------------------------------------------------------------------------------------
 // Encode
 
 // What a rounded magnitude becomes, sign included: the policy, either in codes or in the bits of the numbers that those
@@ -293,7 +291,6 @@ FP8SIM_HD Word encode(Word x, const Conversion& c, uint32_t random = 0, int rand
     return 0;
 }
 
-// ---------------------------------------------------------------------------------------------------------------------
 // Decode
 
 // bits * 2^exponent in binary32 (binary64), where bits are those of a normal number or zero: rounded to nearest even
@@ -384,7 +381,6 @@ FP8SIM_HD Word decode(Word code, const Conversion& c) {
     return decode<Span::kAny, Word>(code, c);
 }
 
-// ---------------------------------------------------------------------------------------------------------------------
 // Cast: the number that x becomes in the format
 
 template <Rounding mode, class Word>

@@ -48,7 +48,6 @@ struct Factor {
     Word applied;  // a float32 number's bits
 };
 
-// ---------------------------------------------------------------------------------------------------------------------
 // Numbers
 
 template <class Word>
@@ -113,7 +112,6 @@ FP8SIM_HD Word to_power_of_two(Word bits) {
     return (bits == 0) | (bits >= L::kInfinity) ? bits : power_of_two<Word>(exponent);
 }
 
-// ---------------------------------------------------------------------------------------------------------------------
 // One level
 
 template <class Word>
@@ -168,7 +166,6 @@ FP8SIM_HD Factor<Word> one_level_factor(Word amax, const ScaleConstants& s) {
     return {magnitude_bits<Word>(1.0f / as_float(scale)), scale};
 }
 
-// ---------------------------------------------------------------------------------------------------------------------
 // Two levels
 
 // What the amax of the whole tensor comes to.

@@ -12,7 +12,6 @@ namespace {
 
 using FloatLanes = typename WordTypes<Lanes<uint32_t>>::Float;
 
-// ---------------------------------------------------------------------------------------------------------------------
 // amax
 
 FP8SIM_HD Lanes<uint32_t> magnitudes(const uint32_t* x) { return load<uint32_t>(x) & ~Layout<uint32_t>::kSignMask; }
@@ -103,7 +102,6 @@ __attribute__((noinline)) void find_largest(
     }
 }
 
-// ---------------------------------------------------------------------------------------------------------------------
 // Factors
 
 // stored[k], applied[k] from largest[k].
@@ -125,7 +123,6 @@ __attribute__((noinline)) void make_factors(const uint32_t* largest, uint32_t* s
     memcpy(applied + k, rest[2], (count - k) * sizeof(uint32_t));
 }
 
-// ---------------------------------------------------------------------------------------------------------------------
 // Codes
 
 // x times or over its factor, rounded to float32. NaN of x keeps its sign, NaN made of a number is positive.
@@ -191,7 +188,6 @@ void encode_row(const QuantizeJob& job, const Plan<uint32_t>& plan, int64_t elem
     }
 }
 
-// ---------------------------------------------------------------------------------------------------------------------
 // Units
 
 inline void store_factors(const QuantizeJob& job, const uint32_t* stored, int64_t first, int64_t count) {
