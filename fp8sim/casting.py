@@ -295,6 +295,8 @@ def random_keywords(
     mode: Rounding, seed: int | None, stream: int = 0, offset: int = 0, random_bits: int = 32
 ) -> dict[str, int]:
     """The keywords of `_core` that say which random bits to use."""
+    if not 1 <= operator.index(random_bits) <= 32:
+        raise ValueError(f"random_bits={random_bits!r}: expected 1 to 32")
     if not mode.is_stochastic:
         if seed is not None:
             raise ValueError(
@@ -303,8 +305,6 @@ def random_keywords(
         return {}
     if seed is None:
         raise ValueError(f"rounding={mode.name} needs random bits: pass seed=, an integer of 64 bits")
-    if not 1 <= operator.index(random_bits) <= 32:
-        raise ValueError(f"random_bits={random_bits!r}: expected 1 to 32")
     words = {"seed": seed, "stream": stream, "offset": offset}
     return {name: word64(name, value) for name, value in words.items()} | {"random_bits": operator.index(random_bits)}
 
@@ -315,6 +315,11 @@ def word64(argument: str, value: int) -> int:
     if not -(2**63) <= word < 2**64:
         raise ValueError(f"{argument}={value!r}: expected an integer of 64 bits")
     return word % 2**64
+
+
+def signed64(argument: str, value: int) -> int:
+    """The 64-bit pattern of `value` as a signed integer."""
+    return (word64(argument, value) + 2**63) % 2**64 - 2**63
 
 
 # The memory of arrays and tensors.

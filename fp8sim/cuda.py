@@ -8,7 +8,7 @@ import torch
 
 from fp8sim import casting, formats
 from fp8sim.formats import Format
-from fp8sim.rounding import Conversion, Overflow, Rounding, member, resolve
+from fp8sim.rounding import Overflow, Rounding, resolve_names
 
 
 def cast(
@@ -30,7 +30,7 @@ def cast(
     source, target = _dense(x), torch.empty(x.shape, dtype=x.dtype, device=x.device) if out is None else out
     if (target.shape, target.dtype, target.device) != (x.shape, x.dtype, x.device) or not target.is_contiguous():
         raise ValueError(f"out must be contiguous and like x, {list(x.shape)} {x.dtype} on {x.device}")
-    _launch("cast", source, target, (_name(x.dtype), _conversion(fmt, rounding, overflow)), random)
+    _launch("cast", source, target, (_name(x.dtype), resolve_names(fmt, rounding, overflow)), random)
     return target
 
 
@@ -45,22 +45,18 @@ def encode(
     """As `fp8sim.encode`, for a CUDA tensor x [...]. Errors as for `cast`."""
     codes = casting.code_dtype(formats.parse(fmt))
     target = torch.empty(x.shape, dtype=getattr(torch, codes), device=x.device)
-    arguments = (_name(x.dtype), codes, _conversion(fmt, rounding, overflow))
+    arguments = (_name(x.dtype), codes, resolve_names(fmt, rounding, overflow))
     _launch("encode", _dense(x), target, arguments, random)
     return target
 
 
 def decode(codes: torch.Tensor, fmt: str | Format, *, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """As `fp8sim.decode`, for CUDA codes [...]. Codes above the format's are not looked for."""
-    conversion = _conversion(fmt, Rounding.TIES_TO_EVEN, Overflow.SATURATE)
+    conversion = resolve_names(fmt, Rounding.TIES_TO_EVEN, Overflow.SATURATE)
     target = torch.empty(codes.shape, dtype=dtype, device=codes.device)
     names = (_name(codes.dtype), _name(dtype))
     _launch("decode", _dense(codes), target, (*names, conversion), {})
     return target
-
-
-def _conversion(fmt: str | Format, rounding: Rounding | str, overflow: Overflow | str) -> Conversion:
-    return resolve(formats.parse(fmt), member(Rounding, rounding, "rounding"), member(Overflow, overflow, "overflow"))
 
 
 def _name(dtype: torch.dtype) -> str:

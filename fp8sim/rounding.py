@@ -19,7 +19,7 @@ import enum
 import functools
 from typing import NamedTuple, TypeVar
 
-from fp8sim.formats import Codebook, Format, Nan
+from fp8sim.formats import Codebook, Format, Nan, parse
 
 
 class Rounding(enum.IntEnum):
@@ -221,6 +221,11 @@ def resolve_policy(fmt: Format, policy: Policy) -> Conversion:
     if policy.nan is None:
         return conversion
     return conversion._replace(nan_positive=policy.nan[0], nan_negative=policy.nan[1])
+
+
+def resolve_names(fmt: str | Format, rounding: Rounding | str, overflow: Overflow | str) -> Conversion:
+    """As `resolve`, for names in any case. ValueError for one that does not exist, too."""
+    return resolve(parse(fmt), member(Rounding, rounding, "rounding"), member(Overflow, overflow, "overflow"))
 
 
 @functools.cache

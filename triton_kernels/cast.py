@@ -12,10 +12,10 @@ import torch
 import triton
 import triton.language as tl
 
-from fp8sim import formats
+from fp8sim import casting, formats
 from fp8sim.casting import code_dtype
 from fp8sim.formats import FORMATS, Format
-from fp8sim.rounding import Conversion, Overflow, Rounding, member, resolve
+from fp8sim.rounding import Conversion, Overflow, Rounding, resolve, resolve_names
 from fp8sim.triton_kernels import interpreter
 from fp8sim.triton_kernels.random import random_integers
 from fp8sim.triton_kernels.rounding import decode as decode_bits
@@ -116,7 +116,7 @@ def cast(
             unused, an `out` that does not fit.
         RuntimeError: x is on a device where no kernel runs.
     """
-    to = _conversion(fmt, rounding, overflow)
+    to = resolve_names(fmt, rounding, overflow)
     source, bits, result = _float_type("x", x)
     require_device("x", x)
     random = _random(to, seed, stream, offset, random_bits)
@@ -144,7 +144,7 @@ def encode(
         [...], contiguous, uint8; uint16 for formats above 8 bits, uint32 above 16.
     """
     fmt = formats.parse(fmt)
-    to = _conversion(fmt, rounding, overflow)
+    to = resolve_names(fmt, rounding, overflow)
     source, bits, _ = _float_type("x", x)
     require_device("x", x)
     random = _random(to, seed, stream, offset, random_bits)
@@ -181,7 +181,7 @@ def decode(
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     out = torch.empty(codes.shape, dtype=dtype, device=codes.device)
     _, bits, result = _float_type("dtype", out)
-    source = _conversion(fmt, Rounding.TIES_TO_EVEN, Overflow.SATURATE)
+    source = resolve_names(fmt, Rounding.TIES_TO_EVEN, Overflow.SATURATE)
     return _launch(codes, out, source, result, bits, _Random(), block)
 
 
@@ -247,10 +247,6 @@ def _block(block: int | None, elements: int) -> int:
     return block
 
 
-def _conversion(fmt: str | Format, rounding: Rounding | str, overflow: Overflow | str) -> Conversion:
-    return resolve(formats.parse(fmt), member(Rounding, rounding, "rounding"), member(Overflow, overflow, "overflow"))
-
-
 def _float_type(argument: str, x: Any) -> tuple[Conversion | None, int, Conversion | None]:
     """Of x's dtype: how its bits widen to a pattern, how many bits that has, how a pattern becomes its bits again."""
     dtype = x.dtype if isinstance(x, torch.Tensor) else None
@@ -268,21 +264,11 @@ def _float_type(argument: str, x: Any) -> tuple[Conversion | None, int, Conversi
 
 def _random(to: Conversion, seed: int | None, stream: int, offset: int, random_bits: int) -> _Random:
     """The launch's random integers. ValueError for a seed that is missing or unused, or more bits than there are."""
-    mode = Rounding(to.rounding)
-    if not 1 <= random_bits <= 32:
-        raise ValueError(f"random_bits={random_bits}: expected 1 to 32")
-    if mode.is_stochastic != (seed is not None):
-        need = "needs a seed" if mode.is_stochastic else "takes no seed"
-        raise ValueError(f"rounding={mode.name} {need}, got seed={seed}")
-    if seed is None:
+    words = casting.random_keywords(Rounding(to.rounding), seed, stream, offset, random_bits)
+    if not words:
         return _Random()
-    element = offset % 2**64
-    return _Random(_signed(seed), _signed(stream), element // 64, element % 64, random_bits)
-
-
-def _signed(word: int) -> int:
-    """The 64-bit pattern of `word` as a signed integer, which is how Triton passes it."""
-    return (word + 2**63) % 2**64 - 2**63
+    key, counter = (casting.signed64(name, words[name]) for name in ("seed", "stream"))  # as Triton passes integers
+    return _Random(key, counter, words["offset"] // 64, words["offset"] % 64, words["random_bits"])
 
 
 def _require_output(out: torch.Tensor, x: torch.Tensor) -> None:

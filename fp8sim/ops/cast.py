@@ -115,14 +115,9 @@ def _arguments(
 ) -> tuple[Any, ...]:
     """The arguments of the registered `op` after `x`: the seed as a tensor, 64-bit patterns as int64."""
     if seed is not None and not isinstance(seed, torch.Tensor):
-        seed = torch.tensor(_signed("seed", seed))
+        seed = torch.tensor(casting.signed64("seed", seed))
     backend = backends.select(op, x.device.type)
-    return (policy, seed, _signed("stream", stream), _signed("offset", offset), random_bits, backend)
-
-
-def _signed(argument: str, value: int) -> int:
-    """The 64-bit pattern of `value` as int64."""
-    return (casting.word64(argument, value) + 2**63) % 2**64 - 2**63
+    return (policy, seed, casting.signed64("stream", stream), casting.signed64("offset", offset), random_bits, backend)
 
 
 def cast(
