@@ -106,6 +106,12 @@ FP8SIM_HD Word adder_sum(Word magnitude, Word exponent, Word constant_bits, Mask
     }
 }
 
+// The bits of C + K for a binade, given as its exponent field in place.
+template <class Word, class Element>
+FP8SIM_HD Word counted_constant(Word exponent, const Adder<Element>& adder) {
+    return exponent + (exponent >> (Layout<Element>::kFractionBits - adder.mantissa_bits)) + adder.counted;
+}
+
 // The magnitude that `magnitude` rounds to: its code, or its bits. `clamped`: it does not exceed the largest number.
 template <Rounding mode, bool to_codes, bool clamped, class Word, class Mask, class Element>
 FP8SIM_HD Word round_by_adder(Word magnitude, Mask negative, Word random, const Adder<Element>& adder) {
@@ -119,8 +125,8 @@ FP8SIM_HD Word round_by_adder(Word magnitude, Mask negative, Word random, const 
         const Word sum = adder_sum<mode>(magnitude, exponent, constant, negative, random, adder);
         return bit_cast<Word>(bit_cast<Float>(sum) - bit_cast<Float>(constant));
     }
-    const Word counted = exponent + (exponent >> (L::kFractionBits - adder.mantissa_bits)) + adder.counted;
-    const Word sum = adder_sum<mode>(magnitude, exponent, counted, negative, random, adder);
+    const Word constant = counted_constant(exponent, adder);
+    const Word sum = adder_sum<mode>(magnitude, exponent, constant, negative, random, adder);
     // An infinite sum is above all codes if C is taken from it, and has no fraction.
     return clamped ? sum & L::kFractionMask : sum - (exponent + adder.lift);
 }

@@ -8,6 +8,7 @@
 
 #include "cpu/cast_adder.hpp"
 #include "cpu/cast_finish.hpp"
+#include "cpu/cast_table.hpp"
 #include "cpu/lanes.hpp"
 
 #define FP8SIM_LOOP __attribute__((noinline)) void
@@ -117,13 +118,29 @@ FP8SIM_HD Lanes<Element> random_lanes(const uint32_t* random, int64_t i) {
     return Lanes<Element>{};
 }
 
+// Codes that saturate, NaN with the sign of x, for as many as fill registers of bytes; their number.
+template <Way way, Rounding mode, class Element>
+FP8SIM_HD int64_t encode_signed_bytes(const Element* x, uint8_t* codes, int64_t count, const Plan<Element>& plan) {
+    using Word = Lanes<Element>;
+    if constexpr (kHasAdderTable && way == Way::kAdder && mode == Rounding::kTiesToEven) {
+        if (table_has_all(plan.adder)) {
+            const auto table = adder_table_of(plan.adder);
+            return map_to_signed_bytes(x, codes, count, plan.sign_shift, [=](Word lanes) FP8SIM_INLINE {
+                const Word code = code_by_table(lanes, plan.numbers.largest, plan.adder, table);
+                const auto number = bit_cast<typename WordTypes<Word>::Float>(lanes);
+                return number == number ? code : broadcast<Word>(plan.codes.nan[0]);
+            });
+        }
+    }
+    return map_to_signed_bytes(x, codes, count, plan.sign_shift, [=](Word lanes) FP8SIM_INLINE {
+        return convert_fast<way, mode, Finish::kSaturate, true, false>(lanes, Word{}, plan);
+    });
+}
+
 template <Way way, Rounding mode, Finish kind, bool to_codes, class Element, class To>
 FP8SIM_LOOP fast_loop(const Element* x, const uint32_t* random, To* to, int64_t count, Plan<Element> plan) {
     if constexpr (kHasSignedBytes && kind == Finish::kSaturate && sizeof(Element) == 4 && sizeof(To) == 1) {
-        const auto unsigned_code = [=](Lanes<Element> lanes) FP8SIM_INLINE {
-            return convert_fast<way, mode, kind, to_codes, false>(lanes, Lanes<Element>{}, plan);
-        };
-        const int64_t done = map_to_signed_bytes(x, to, count, plan.sign_shift, unsigned_code);
+        const int64_t done = encode_signed_bytes<way, mode>(x, to, count, plan);
         x += done, to += done, count -= done;
     }
     map_lanes<Element>(x, to, count, [=](Lanes<Element> lanes, int64_t i) FP8SIM_INLINE {
