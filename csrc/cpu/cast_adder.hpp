@@ -60,11 +60,29 @@ FP8SIM_HD bool adder_fits_stochastic(const Conversion& c, int random_bits) {
     return random_bits == 32 && smallest - 10 >= -126 && 32 - smallest <= 127;
 }
 
-// Whether the random integer rounds `magnitude` away from zero: the discarded fraction in units of 2^-32, rounded to
-// nearest even, exceeds `threshold`. Those are the significand's bits below the spacing, or, when it reaches further
-// down than 32 bits, what `units` and an addition of 2^23 make of the whole magnitude.
-FP8SIM_HD auto adder_rounds_away(Lanes<uint32_t> magnitude, Lanes<uint32_t> exponent, Lanes<uint32_t> threshold,
-                                 const Adder<uint32_t>& adder) {
+#if defined(__AVX512F__)
+// The bits of |x| + C + K, rounded down or, where the random integer says so, up: where the discarded fraction in units
+// of 2^-32, rounded to nearest even, exceeds `threshold`. Additions can round toward zero here, and a conversion to
+// uint32 rounds to nearest even.
+FP8SIM_HD Lanes<uint32_t> adder_sum_stochastic(Lanes<uint32_t> magnitude, Lanes<uint32_t> exponent,
+                                               Lanes<uint32_t> constant_bits, Lanes<uint32_t> threshold,
+                                               const Adder<uint32_t>& adder) {
+    using Float = Lanes<float>;
+    constexpr int kTowardZero = _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC;
+    const Float x = bit_cast<Float>(magnitude), constant = bit_cast<Float>(constant_bits);
+    const auto sum = _mm512_add_round_ps(bit_cast<__m512>(x), bit_cast<__m512>(constant), kTowardZero);
+    const Float units = bit_cast<Float>(adder.units + adder.lowest - exponent);  // 2^32 / spacing
+    const Float lost = (x - (bit_cast<Float>(sum) - constant)) * units;
+    const auto fraction = bit_cast<Lanes<uint32_t>>(_mm512_cvtps_epu32(bit_cast<__m512>(lost)));
+    const auto floor = bit_cast<Lanes<uint32_t>>(sum);
+    return fraction > threshold ? floor + 1 : floor;
+}
+#else
+// The same in any arithmetic. The discarded fraction is the significand's bits below the spacing, or, when it reaches
+// further down than 32 bits, what `units` and an addition of 2^23 make of the whole magnitude.
+FP8SIM_HD Lanes<uint32_t> adder_sum_stochastic(Lanes<uint32_t> magnitude, Lanes<uint32_t> exponent,
+                                               Lanes<uint32_t> constant_bits, Lanes<uint32_t> threshold,
+                                               const Adder<uint32_t>& adder) {
     using Word = Lanes<uint32_t>;
     using Float = Lanes<float>;
     using L = Layout<uint32_t>;
@@ -75,8 +93,14 @@ FP8SIM_HD auto adder_rounds_away(Lanes<uint32_t> magnitude, Lanes<uint32_t> expo
     const Word shifted_one = broadcast<Word>(L::kShiftedOne);
     const Float units = bit_cast<Float>(magnitude) * bit_cast<Float>(broadcast<Word>(adder.units));
     const Word far_fraction = bit_cast<Word>(units + bit_cast<Float>(shifted_one)) - shifted_one;
-    return (units < bit_cast<Float>(shifted_one) ? far_fraction : fraction) > threshold;
+    const auto away = (units < bit_cast<Float>(shifted_one) ? far_fraction : fraction) > threshold;
+
+    const Float x = bit_cast<Float>(magnitude), constant = bit_cast<Float>(constant_bits);
+    const Float sum = x + constant;
+    const Word one = broadcast<Word>(1), floor = bit_cast<Word>(sum) - where(x < sum - constant, one);
+    return floor + where(away, one);
 }
+#endif
 
 // The bits of |x| + C + K, one ulp up or down where the mode is not ties to even.
 template <Rounding mode, class Word, class Mask, class Element>
@@ -84,6 +108,9 @@ FP8SIM_HD Word adder_sum(Word magnitude, Word exponent, Word constant_bits, Mask
                          const Adder<Element>& adder) {
     using Float = typename WordTypes<Word>::Float;
     using L = Layout<Element>;
+    if constexpr (mode == Rounding::kStochastic) {
+        return adder_sum_stochastic(magnitude, exponent, constant_bits, ~random, adder);
+    }
     const Word one = broadcast<Word>(1);
     const Float x = bit_cast<Float>(magnitude), constant = bit_cast<Float>(constant_bits);
     const Word sum = bit_cast<Word>(x + constant);
@@ -101,9 +128,6 @@ FP8SIM_HD Word adder_sum(Word magnitude, Word exponent, Word constant_bits, Mask
     const Word ceiling = sum + where(rounded_down, one);
     if constexpr (mode == Rounding::kTowardPositive) return negative ? floor : ceiling;
     if constexpr (mode == Rounding::kTowardNegative) return negative ? ceiling : floor;
-    if constexpr (mode == Rounding::kStochastic) {
-        return floor + where(adder_rounds_away(magnitude, exponent, ~random, adder), one);
-    }
 }
 
 // The bits of C + K for a binade, given as its exponent field in place.
