@@ -38,8 +38,11 @@ FP8SIM_HD Finish finish_of(const Ends<Element>& e) {
     return signed_zero ? Finish::kSaturateUnsignedNan : Finish::kSaturateUnsignedZero;
 }
 
-// The kinds that loops in other modes than ties to even are compiled for.
-constexpr Finish without_rarities(Finish finish) { return finish == Finish::kSaturate ? finish : Finish::kAny; }
+// Whether loops of a mode are compiled for a kind: all for ties to even, those of most formats for stochastic rounding.
+constexpr bool has_finish(Rounding mode, Finish kind) {
+    if (mode == Rounding::kTiesToEven || kind == Finish::kSaturate) return true;
+    return mode == Rounding::kStochastic && kind == Finish::kSaturateUnsignedNan;
+}
 
 // `y` is a code, or the bits of a number; the sign bit of codes is `sign_shift` places below that of x.
 // Without `with_sign`, which needs kSaturate, the sign is left to the caller.

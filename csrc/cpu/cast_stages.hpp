@@ -173,17 +173,16 @@ FP8SIM_LOOP narrow_codes(const uint32_t* from, Code* to, int64_t count) {
 
 template <Way way, Rounding mode, bool to_codes, class Element, class To>
 void run_fast(const Element* x, const uint32_t* random, To* to, int64_t count, const Plan<Element>& plan) {
-    const Finish wanted = to_codes ? plan.code_finish : plan.number_finish;
-    const Finish kind = mode == Rounding::kTiesToEven ? wanted : without_rarities(wanted);
-    if (kind == Finish::kSaturate) return fast_loop<way, mode, Finish::kSaturate, to_codes>(x, random, to, count, plan);
-    if constexpr (mode == Rounding::kTiesToEven) {
-        constexpr Finish kNan = Finish::kSaturateUnsignedNan, kZero = Finish::kSaturateUnsignedZero;
-        if (kind == kNan) return fast_loop<way, mode, kNan, to_codes>(x, random, to, count, plan);
-        if (kind == kZero) return fast_loop<way, mode, kZero, to_codes>(x, random, to, count, plan);
-        if (kind == Finish::kOverflow) {
-            return fast_loop<way, mode, Finish::kOverflow, to_codes>(x, random, to, count, plan);
-        }
+    const Finish kind = to_codes ? plan.code_finish : plan.number_finish;
+#define FP8SIM_TRY(wanted)                                                                             \
+    if constexpr (has_finish(mode, wanted)) {                                                          \
+        if (kind == wanted) return fast_loop<way, mode, wanted, to_codes>(x, random, to, count, plan); \
     }
+    FP8SIM_TRY(Finish::kSaturate)
+    FP8SIM_TRY(Finish::kSaturateUnsignedNan)
+    FP8SIM_TRY(Finish::kSaturateUnsignedZero)
+    FP8SIM_TRY(Finish::kOverflow)
+#undef FP8SIM_TRY
     fast_loop<way, mode, Finish::kAny, to_codes>(x, random, to, count, plan);
 }
 
