@@ -21,7 +21,6 @@ namespace {
 constexpr int kBlock = 1024;
 constexpr int kRandomBuffer = kBlock + 2 * kPhiloxGroup;
 
-// ---------------------------------------------------------------------------------------------------------------------
 // The words that conversions start from
 
 inline const uint32_t* widen_block(Float32, const uint32_t* source, int, uint32_t*) { return source; }
@@ -36,7 +35,6 @@ const uint32_t* widen_block(Half half, const uint16_t* source, int count, uint32
 constexpr Conversion conversion_to(Float16) { return to_float16(); }
 constexpr Conversion conversion_to(Bfloat16) { return to_bfloat16(); }
 
-// ---------------------------------------------------------------------------------------------------------------------
 // Decode
 
 template <class Code>
@@ -83,7 +81,6 @@ inline void decode_elements(Float32, const uint8_t* codes, uint32_t* target, int
     decode_stage(codes, target, count, c);
 }
 
-// ---------------------------------------------------------------------------------------------------------------------
 // Encode and cast
 
 template <class Element, class Apply>
@@ -168,7 +165,6 @@ void encode_levels(From from, const LevelsJob& job, int64_t begin, int64_t end) 
     }
 }
 
-// ---------------------------------------------------------------------------------------------------------------------
 // Dispatch on dtypes
 
 template <class From>

@@ -16,7 +16,6 @@
 namespace fp8sim {
 namespace {
 
-// ---------------------------------------------------------------------------------------------------------------------
 // Plan: what is known of a conversion before the loops start
 
 // How a fast loop rounds.
@@ -90,7 +89,6 @@ Plan<Element> plan_of(const Conversion& c, int random_bits) {
     return plan;
 }
 
-// ---------------------------------------------------------------------------------------------------------------------
 // Loops
 
 // The number that x becomes, or its code; `with_sign` as for `finish_fast`.
@@ -168,7 +166,6 @@ FP8SIM_LOOP narrow_codes(const uint32_t* from, Code* to, int64_t count) {
     map_lanes<uint32_t>(from, to, count, [](Lanes<uint32_t> codes, int64_t) FP8SIM_INLINE { return codes; });
 }
 
-// ---------------------------------------------------------------------------------------------------------------------
 // Stages: the loop for one plan
 
 template <Way way, Rounding mode, bool to_codes, class Element, class To>
