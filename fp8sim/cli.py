@@ -91,13 +91,19 @@ def formats_command(
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """The table of formats, or every code of one."""
-    from fp8sim import formats
+    from fp8sim import formats, quantizers
     from fp8sim.analysis import format_table
 
     if name is None:
         catalogue = [format_table.describe(fmt) for fmt in formats.FORMATS.values()]
         print(json.dumps(catalogue) if as_json else format_table.table())
         return
+    if name not in formats.ALIASES and name in {**quantizers.QUANTIZERS, **quantizers.ALIASES}:
+        element = quantizers.parse(name).format
+        raise ValueError(
+            f"{name} is a quantizer, of blocks of {element}: fp8sim.quantize(x, {name!r}) makes them, and "
+            f"'fp8sim formats {element}' prints the elements"
+        )
     fmt = formats.parse(name)
     content = {**format_table.describe(fmt), "codes": format_table.codes(fmt)} if as_json else {}
     print(json.dumps(content) if as_json else format_table.listing(fmt))

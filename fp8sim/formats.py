@@ -86,6 +86,9 @@ class Format:
     def __post_init__(self) -> None:
         if not isinstance(self.nan, Nan):
             raise ValueError(f"{self.name}: nan={self.nan!r} must be a member of fp8sim.formats.Nan")
+        for argument in ("exponent_bits", "mantissa_bits", "bias"):
+            if not isinstance(getattr(self, argument), int):
+                raise ValueError(f"{self.name}: {argument}={getattr(self, argument)!r} must be an integer")
         for reason, broken in self._conflicts():
             if broken:
                 raise ValueError(f"{self.name}: {reason}")

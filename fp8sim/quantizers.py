@@ -372,8 +372,8 @@ def _fp8() -> Iterator[tuple[str, Quantizer]]:
 
 def _nf4() -> Iterator[tuple[str, Quantizer]]:
     """NF4 (QLoRA): the levels -1 to 1 times the largest magnitude of each 64 elements. The paper divides by it;
-    bitsandbytes multiplies with its rounded reciprocal."""
-    yield "nf4", _scaled("normalfloat4", "1x64", ScaleRule.AMAX, Order.DIVIDE)
+    bitsandbytes multiplies with its rounded reciprocal. No level is NaN: the factor of a block that holds one is."""
+    yield "nf4", _scaled("normalfloat4", "1x64", ScaleRule.AMAX, Order.DIVIDE, propagate=True)
 
 
 QUANTIZERS: Mapping[str, Quantizer] = MappingProxyType(dict([*_mx(), *_nvfp4(), *_fp8(), *_nf4()]))

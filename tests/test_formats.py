@@ -106,6 +106,7 @@ REFUSED = {
     "can do without zero": ("x", 4, 3, 7, Nan.ALL_ONES, False, True, False),
     "no code is left": ("x", 1, 0, 0, Nan.ALL_ONES, False, True),
     "must be a member of": ("x", 4, 3, 7, "ieee"),
+    "bias=1.5 must be an integer": ("x", 4, 3, 1.5, Nan.NONE),
     "use one exponent bit": ("x", 2, 6, 1, Nan.NONE, False, True, True, False, True),
     "a two's complement has a sign": ("x", 1, 6, 1, Nan.NONE, False, False, True, False, True),
     "neither NaN nor infinity: use Nan.NONE": ("x", 1, 6, 1, Nan.NEGATIVE_ZERO, False, True, True, False, True),

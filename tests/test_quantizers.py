@@ -538,3 +538,11 @@ def test_the_loops_refuse_what_does_not_fit() -> None:
         _core.block_amax(x, np.zeros(2, np.uint32), (1, 2, 32, 1, 16))
     with pytest.raises(ValueError, match="applied has 3 elements: expected 4"):
         _core.scale_factors(np.zeros(4, np.uint32), np.zeros(4, np.uint32), np.zeros(3, np.uint32), *scale)
+
+
+def test_nan_in_a_block_of_nf4_is_not_lost() -> None:
+    x = np.ones((2, 64), np.float32)
+    x[1, 3] = np.nan
+    numbers = fp8sim.quantize(x, "nf4").dequantize()
+    assert np.isnan(numbers[1]).all()
+    assert (numbers[0] == 1).all()

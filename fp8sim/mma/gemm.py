@@ -58,8 +58,9 @@ class Operand:
         first, last = start // block, max(start, stop - 1) // block
         if first != last:
             raise ValueError(
-                f"scale_inv changes every {block} products, within a chain over k={start}..{stop}: choose a plan with "
-                f"factors=flush and flush={block} or a divisor, such as deepgemm.sm90"
+                f"scale_inv changes every {block} products, within a chain over k={start}..{stop}: choose a plan that "
+                f"flushes as often, as plan='INSTRUCTION;flush={block};factors=flush', or an instruction that takes "
+                f"such factors ('fp8sim mma' lists them)"
             )
         return np.ascontiguousarray(self.scale_inv[:, first])
 

@@ -52,6 +52,13 @@ def parse(
     return fitting[0]
 
 
+def is_instruction(name: str) -> bool:
+    """Whether `name` is an instruction's, complete or not."""
+    architecture, dot, rest = name.partition(".")
+    full = _ALIASES.get(architecture, architecture) + dot + rest
+    return any(_begins(row, full) for row in MODELS.values())
+
+
 def _begins(row: MmaModel, name: str) -> bool:
     """Whether `name` is the row's, or its instruction and some of its types; sm90.mma does not begin sm90.mma.k8."""
     return row.name == name or (f"{name}.".startswith(f"{row.instruction}.") and f"{row.name}.".startswith(f"{name}."))

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import TypeVar
 
 from fp8sim import formats
+from fp8sim.mma.names import is_instruction
 from fp8sim.rounding import Rounding
 
 _Member = TypeVar("_Member", bound=enum.Enum)
@@ -147,6 +148,11 @@ def parse(text: str | GemmPlan) -> GemmPlan:
     if text in PLANS:
         return PLANS[text]
     instruction, *parts = text.split(";")
+    if not is_instruction(instruction):
+        raise ValueError(
+            f"plan {text!r}: {instruction!r} is no instruction ('fp8sim mma' lists them), and the named plans are "
+            f"{', '.join(PLANS)}"
+        )
     fields: dict[str, object] = {}
     for part in parts:
         name, equals, value = part.partition("=")

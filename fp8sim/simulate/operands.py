@@ -99,7 +99,10 @@ def _factors(scale_inv: Array, argument: str, shape: tuple[int, ...]) -> tuple[A
     if scale_inv.size == 1:
         return np.full((rows, 1), scale_inv.reshape(()), np.float32), None
     if scale_inv.ndim == 1:
-        scale_inv = scale_inv[:, None]
+        if len(scale_inv) != rows:
+            axis = "N" if argument == "b" else "M"
+            raise ValueError(f"{argument}_scale_inv has {len(scale_inv)} factors: expected one, or {axis} = {rows}")
+        return scale_inv[:, None], None
     row_block = _block(scale_inv.shape[-2], rows, argument, shape)
     block = _block(scale_inv.shape[-1], k, argument, shape)
     return scale_inv[..., np.arange(rows) // row_block, :], block

@@ -12,6 +12,7 @@ from fp8sim import casting, formats
 from fp8sim.formats import Format
 from fp8sim.mma import gemm, plans
 from fp8sim.mma.models import MmaModel
+from fp8sim.mma.names import is_instruction
 from fp8sim.mma.plans import GemmPlan
 from fp8sim.quantizers import QuantizedTensor
 from fp8sim.rounding import Overflow
@@ -42,6 +43,8 @@ def matmul(
 
 
 def _plan(accumulate: str | None, plan: str | GemmPlan | None) -> GemmPlan:
+    if accumulate is not None and not is_instruction(accumulate):
+        raise ValueError(f"accumulate={accumulate!r} is no instruction: 'fp8sim mma' lists them; a plan goes to plan=")
     if plan is None:
         return GemmPlan(accumulate or DEFAULT_INSTRUCTION)
     order = plans.parse(plan)
@@ -84,7 +87,10 @@ def _start(c: Any, shape: tuple[int, ...], model: MmaModel) -> NDArray[Any]:
 
 def _output(sums: NDArray[Any], output: str, plan: GemmPlan, like: Any) -> Any:
     """The finished sums in the output's format, of the kind of `like`."""
-    name = "float64" if output == "float64" else str(formats.parse(output))
+    try:
+        name = "float64" if output == "float64" else str(formats.parse(output))
+    except ValueError as error:
+        raise ValueError(f"output={output!r}: {error}") from error
     result: Any = torch.from_numpy(sums) if isinstance(like, torch.Tensor) else sums
     if (name == "float64") != (sums.dtype == np.float64):
         raise ValueError(
