@@ -287,7 +287,7 @@ def any_formats(draw: st.DrawFn) -> Format:
         raise
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     fmt=any_formats(),
     mode=st.sampled_from(Rounding),

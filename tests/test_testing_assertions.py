@@ -1,7 +1,5 @@
 """The assertions of the testing kit: what they accept, what they refuse, and what they say."""
 
-import time
-
 import ml_dtypes
 import numpy as np
 import pytest
@@ -140,11 +138,3 @@ def test_close_takes_narrow_dtypes_and_refuses_values():
         assert_codes_close(x, x, "e4m3")
     with pytest.raises(AssertionError, match="shape"):
         assert_codes_close(x, x[:2], "e5m2")
-
-
-def test_close_is_quick_on_large_arrays():
-    actual = np.random.default_rng(0).integers(0, 126, 1 << 22, np.uint8)
-    expected = actual ^ np.uint8(1)
-    start = time.process_time()
-    assert_codes_close(actual, expected, "e4m3", max_mismatches=None)
-    assert time.process_time() - start < 2  # a quarter of 2^24, every element different; about 0.1 s here

@@ -10,8 +10,8 @@ from fp8sim import casting
 from fp8sim.formats import Nan, parse
 from fp8sim.testing import strategies
 
-QUICK = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
-SHRINK = settings(max_examples=2000, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+QUICK = settings(max_examples=25, suppress_health_check=list(HealthCheck))
+SHRINK = settings(max_examples=2000, suppress_health_check=list(HealthCheck), database=None)
 FIND = settings(SHRINK, phases=[Phase.generate])
 
 
