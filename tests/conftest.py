@@ -17,8 +17,8 @@ def pytest_configure(config: pytest.Config) -> None:
         from fp8sim.triton_kernels import interpreter
 
         interpreter.enable()
-    # No example has a deadline: a busy machine is no fault of the code. The fast tests try the same examples every time,
-    # so that what passed here passes elsewhere; the full ones look for new ones.
+    # No example has a deadline: a busy machine is no fault of the code. The fast tests try the same examples every
+    # time, so that what passed here passes elsewhere; the full ones look for new ones.
     same = {"derandomize": True, "database": None} if config.option.markexpr == "not full" else {}
     hypothesis.settings.register_profile("fp8sim", hypothesis.settings.default, deadline=None, **same)
     hypothesis.settings.load_profile("fp8sim")
