@@ -30,14 +30,15 @@ bool has_fast_loops() {
     return false;
 }
 
-FastLoops fast_loops(bool is_short) {
+FastLoops fast_loops(bool is_short, bool is_binary16) {
 #if defined(FP8SIM_HAVE_AVX512)
-    if (current_isa() == Isa::kAvx512) return fast_loops_avx512(is_short);
+    if (current_isa() == Isa::kAvx512) return fast_loops_avx512(is_short, is_binary16);
 #endif
 #if defined(FP8SIM_HAVE_AVX2)
-    if (current_isa() == Isa::kAvx2) return fast_loops_avx2(is_short);
+    if (current_isa() == Isa::kAvx2) return fast_loops_avx2(is_short, is_binary16);
 #endif
     (void)is_short;
+    (void)is_binary16;
     return {};
 }
 
@@ -58,18 +59,41 @@ bool is_fast(const MmaJob& job) {
     return is_binary16 ? m.rounds_to_nearest && m.kept_bits == 10 : !m.rounds_to_nearest;
 }
 
-// An allocation that starts on a boundary of 64 bytes.
+// Memory that starts on a boundary of 64 bytes. The thread's next product uses it again unless it is large: the pages
+// of a new allocation cost a tenth of a 512^3 product.
 class Planes {
 public:
-    explicit Planes(int64_t count) : storage_(new int16_t[count + kSlack]) {
-        void* start = storage_.get();
-        std::size_t space = (count + kSlack) * sizeof(int16_t);
-        start_ = static_cast<int16_t*>(std::align(64, count * sizeof(int16_t), start, space));
+    explicit Planes(int64_t count) : size_(count + kSlack) {
+        if (kept().size >= size_) {
+            size_ = kept().size;
+            storage_ = std::move(kept().storage);
+            kept().size = 0;
+        } else {
+            storage_.reset(new int16_t[size_]);
+        }
+        void* first = storage_.get();
+        std::size_t space = size_ * sizeof(int16_t);
+        start_ = static_cast<int16_t*>(std::align(64, count * sizeof(int16_t), first, space));
     }
+    ~Planes() {
+        if (size_ <= kMostKept && size_ > kept().size) kept() = {std::move(storage_), size_};
+    }
+    Planes(const Planes&) = delete;
+    Planes& operator=(const Planes&) = delete;
     int16_t* get() const { return start_; }
 
 private:
+    struct Kept {
+        std::unique_ptr<int16_t[]> storage;
+        int64_t size = 0;
+    };
+    static Kept& kept() {
+        static thread_local Kept memory;
+        return memory;
+    }
     static constexpr int64_t kSlack = 32;
+    static constexpr int64_t kMostKept = int64_t{1} << 24;
+    int64_t size_;
     std::unique_ptr<int16_t[]> storage_;
     int16_t* start_;
 };
@@ -103,21 +127,23 @@ void each(int64_t count, int64_t grain, int64_t weight, Body body) {
 }
 
 void run_fast(const MmaJob& job) {
-    const bool is_short = job.model.fraction_bits <= kShortFraction;
+    const bool is_short = job.model.fraction_bits <= kShortFraction && job.a_scales == nullptr;
     FastJob work = cut_into_steps(job, is_short);
-    const FastLoops loops = fast_loops(is_short);
+    const FastLoops loops = fast_loops(is_short, job.model.accumulator.mantissa_bits == 10);
     const int64_t rows = rounded_up(job.m, kRowGrain), tiles = (job.n + loops.columns - 1) / loops.columns;
     const int64_t panels = tiles * (loops.columns / loops.lanes), products = work.steps * work.step.terms;
 
-    const Planes a_planes(rows * products * kPlanes), b_planes(panels * products * loops.lanes * kPlanes);
+    const int64_t a_size = rounded_up(rows * products * kPlanes, 32);
+    const int64_t b_size = panels * products * loops.lanes * kPlanes;
+    const Planes planes(a_size + b_size);
     std::vector<StepFlags> a_flags(rows * work.steps), b_flags(panels * work.steps);
     std::vector<int32_t> a_exponents, b_exponents;
     if (job.a_scales != nullptr) {
         a_exponents.resize(rows * work.steps);
         b_exponents.resize(panels * work.steps * loops.lanes);
     }
-    work.a = {a_planes.get(), a_flags.data(), job.a_scales == nullptr ? nullptr : a_exponents.data()};
-    work.b = {b_planes.get(), b_flags.data(), job.b_scales == nullptr ? nullptr : b_exponents.data()};
+    work.a = {planes.get(), a_flags.data(), job.a_scales == nullptr ? nullptr : a_exponents.data()};
+    work.b = {planes.get() + a_size, b_flags.data(), job.b_scales == nullptr ? nullptr : b_exponents.data()};
     each(rows, 16, products, [&](int64_t begin, int64_t end) { loops.pack_rows(work, begin, end); });
     each(panels, 1, products * loops.lanes, [&](int64_t begin, int64_t end) { loops.pack_panels(work, begin, end); });
 

@@ -2,9 +2,8 @@
 
 namespace fp8sim {
 
-FastLoops fast_loops_avx2(bool is_short) {
-    const auto run = is_short ? run_tile<Products::kShort, 1> : run_tile<Products::kLong, 1>;
-    return {kWidth, kWidth, pack_rows, pack_panels, run};
+FastLoops fast_loops_avx2(bool is_short, bool is_binary16) {
+    return is_short ? loops_for<Products::kShort, 1>(is_binary16) : loops_for<Products::kLong, 1>(is_binary16);
 }
 
 }  // namespace fp8sim

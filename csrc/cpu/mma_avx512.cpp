@@ -2,11 +2,10 @@
 
 namespace fp8sim {
 
-FastLoops fast_loops_avx512(bool is_short) {
-    if (!is_short) return {kWidth, kWidth, pack_rows, pack_panels, run_tile<Products::kLong, 1>};
-    const bool has_dot = __builtin_cpu_supports("avx512vnni");
-    const auto run = has_dot ? run_tile<Products::kShortWithDot, 2> : run_tile<Products::kShort, 2>;
-    return {kWidth, 2 * kWidth, pack_rows, pack_panels, run};
+FastLoops fast_loops_avx512(bool is_short, bool is_binary16) {
+    if (!is_short) return loops_for<Products::kLong, 1>(is_binary16);
+    if (!__builtin_cpu_supports("avx512vnni")) return loops_for<Products::kShort, 2>(is_binary16);
+    return loops_for<Products::kShortWithDot, 2>(is_binary16);
 }
 
 }  // namespace fp8sim

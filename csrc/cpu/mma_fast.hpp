@@ -51,9 +51,9 @@ struct FastLoops {
     void (*run)(const FastJob& work, int64_t tile, int64_t begin, int64_t end);
 };
 
-// For products of at most 15 bits, else of at most 27.
-FastLoops fast_loops_avx2(bool is_short);
-FastLoops fast_loops_avx512(bool is_short);
+// For products of at most 15 bits, else of at most 27; for an accumulator in binary16, else in binary32.
+FastLoops fast_loops_avx2(bool is_short, bool is_binary16);
+FastLoops fast_loops_avx512(bool is_short, bool is_binary16);
 
 // k of the i-th product of a step, counted over all steps; beyond job.k lie zeros.
 FP8SIM_HD int64_t k_of(const FastJob& work, int64_t product) {

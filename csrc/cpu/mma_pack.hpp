@@ -44,30 +44,33 @@ struct Run {
     uint8_t* kinds;
 };
 
-// Decodes `count` codes; whether any is infinite or NaN.
+// Decodes `count` codes; whether any is infinite or NaN. Without branches, on copies that no store can change: so that
+// it becomes vector code.
 template <class Code>
-bool decode_run(const Code* __restrict codes, int64_t count, const RunDecoder& d, const Run& to) {
+bool decode_run(const Code* __restrict codes, int64_t count, const RunDecoder decoder, const Run& to) {
     int16_t* __restrict exponents = to.exponents;
     int16_t* __restrict magnitudes = to.magnitudes;
     int16_t* __restrict signs = to.signs;
     uint8_t* __restrict kinds = to.kinds;
+    const RunDecoder d = decoder;
     const int32_t magnitude_mask = (1 << d.magnitude_bits) - 1, fraction_mask = (1 << d.mantissa_bits) - 1;
+    const int32_t positive = d.sign[0], change = d.sign[1] - d.sign[0];
     int32_t found = 0;
     for (int64_t i = 0; i < count; ++i) {
         const int32_t code = static_cast<int32_t>(static_cast<uint32_t>(codes[i]) >> d.dropped_bits);
         const int32_t magnitude = code & magnitude_mask;
         const int32_t is_negative = (code >> d.magnitude_bits) & 1;
         const int32_t field = magnitude >> d.mantissa_bits;
-        const int32_t hidden = field > 0 ? 1 : 0;
-        const int32_t minus_zero = (magnitude == 0) & is_negative & d.special_zero;
-        const int32_t special = (magnitude >= d.first_special) | minus_zero;
-        const int32_t kind = special ? (magnitude == d.infinity ? kInfinite : kNotANumber) : 0;
-        const int32_t none = special | (magnitude == 0);
-        const int32_t significand = (magnitude & fraction_mask) | (hidden << d.mantissa_bits);
-        const int32_t exponent = (hidden ? field : 1) - d.bias;
-        exponents[i] = static_cast<int16_t>(none ? kNoExponent16 : exponent);
-        magnitudes[i] = static_cast<int16_t>(none ? 0 : significand << d.shift);
-        signs[i] = is_negative ? d.sign[1] : d.sign[0];
+        const int32_t subnormal = field == 0, zero = magnitude == 0;
+        const int32_t special = (magnitude >= d.first_special) | (zero & is_negative & d.special_zero);
+        const int32_t infinite = magnitude == d.infinity;
+        const int32_t kind = special * (infinite * kInfinite + (1 - infinite) * kNotANumber);
+        const int32_t some = (1 - special) & (1 - zero);
+        const int32_t significand = (magnitude & fraction_mask) | ((1 - subnormal) << d.mantissa_bits);
+        const int32_t exponent = field + subnormal - d.bias;
+        exponents[i] = static_cast<int16_t>(some * exponent + (1 - some) * kNoExponent16);
+        magnitudes[i] = static_cast<int16_t>((some * significand) << d.shift);
+        signs[i] = static_cast<int16_t>(positive + is_negative * change);
         kinds[i] = static_cast<uint8_t>(kind);
         found |= kind;
     }

@@ -24,9 +24,8 @@ struct Rule {
     int32_t zero_exponent;
     int32_t least_exponent;  // of the accumulator's format
     int32_t dropped_mask;    // bits of a binary32 result that are not kept
-    bool to_binary16;
-    int32_t more_bits;   // fraction bits kept beyond those of binary32
-    int32_t place_bias;  // of `Accumulator::place`
+    int32_t more_bits;       // fraction bits kept beyond those of binary32
+    int32_t place_bias;      // of `Accumulator::place`
 };
 
 FP8SIM_HD Rule rule_of(const MmaModel& m) {
@@ -34,33 +33,41 @@ FP8SIM_HD Rule rule_of(const MmaModel& m) {
     const int32_t dropped = is_binary16 ? 0 : (1 << (23 - m.kept_bits)) - 1;
     const int32_t more_bits = larger<int32_t>(m.fraction_bits - 23, 0);
     const int32_t fewer_bits = larger<int32_t>(23 - m.fraction_bits, 0);
-    return {m.fraction_bits, m.zero_exponent, 1 - m.accumulator.bias, dropped, is_binary16,
-            more_bits,       kExponentBias + fewer_bits};
+    const int32_t least_exponent = 1 - m.accumulator.bias;
+    return {m.fraction_bits, m.zero_exponent, least_exponent, dropped, more_bits, kExponentBias + fewer_bits};
 }
 
+// binary32 bits as a term.
 struct Accumulator {
     Vec significand;  // 24 bits
     Vec exponent;     // as the adder sees it
     Vec place;        // the exponent that the significand has, less what the shift adds
+    Mask zero;
     Mask negative;
-    Mask odd;         // infinities, NaN and subnormal numbers, which the vectors leave alone
 };
 
-// binary32 bits as a term. What is subnormal in binary16 alone has the exponent of its smallest normal number.
+// Of numbers that are not odd. What is subnormal in binary16 alone has the exponent of its smallest normal number.
+template <bool is_binary16>
 FP8SIM_HD Accumulator accumulator_of(Vec bits, const Rule& rule) {
-    const Vec magnitude_bits = left<1>(bits), field = right<24>(magnitude_bits);
-    const Mask no_field = equal(field, all(0));
+    const Vec field = right<24>(left<1>(bits)), place = sub(field, all(rule.place_bias));
     const Vec significand = either(both(bits, all(0x007FFFFF)), all(0x00800000));
-    const Vec exponent = larger_of(sub(field, all(kExponentBias)), all(rule.least_exponent));
-    const Mask odd = any_of(equal(field, all(255)), except(no_field, equal(magnitude_bits, all(0))));
-    return {clear_where(no_field, significand), choose(no_field, all(rule.zero_exponent), exponent),
-            sub(field, all(rule.place_bias)), negative(bits), odd};
+    Vec exponent = sub(field, all(kExponentBias));
+    if (is_binary16) exponent = larger_of(exponent, all(rule.least_exponent));
+    const Mask zero = equal(field, all(0));
+    return {significand, choose(zero, all(rule.zero_exponent), exponent), place, zero, negative(bits)};
 }
 
+// Infinities, NaN and subnormal numbers of binary32, which the vectors leave alone.
+FP8SIM_HD Mask odd_of(Vec bits) {
+    const Vec magnitude_bits = left<1>(bits), field = right<24>(magnitude_bits);
+    const Mask zero = equal(magnitude_bits, all(0));
+    return any_of(equal(field, all(255)), except(equal(field, all(0)), zero));
+}
+
+template <bool has_more_bits>
 FP8SIM_HD Vec aligned(const Accumulator& c, Vec largest, const Rule& rule) {
-    const Vec shift = sub(largest, c.place);
-    const Vec raised = rule.more_bits > 0 ? left_by(c.significand, rule.more_bits) : c.significand;
-    return minus_where(c.negative, shift_by(raised, shift));
+    const Vec raised = has_more_bits ? left_by(c.significand, rule.more_bits) : c.significand;
+    return minus_where(c.negative, clear_where(c.zero, shift_by(raised, sub(largest, c.place))));
 }
 
 // The bits above the 24 leading ones of a magnitude become one sticky bit, so that one more rounding is harmless.
@@ -80,14 +87,15 @@ struct Result {
 
 // sum * 2^(largest - fraction_bits), where that is normal in binary32, or zero. The exponent added stays below 2^9, so
 // that a field out of range shows in the sign bit or is that of infinity.
+template <bool is_binary16>
 FP8SIM_HD Result finish(Vec sum, Vec largest, const Rule& rule) {
     const Vec size = magnitude(sum);
-    const Vec number = to_float(rule.to_binary16 ? with_sticky_bit(size) : size);
+    const Vec number = to_float(is_binary16 ? with_sticky_bit(size) : size);
     Vec bits = add(number, left<23>(sub(largest, all(rule.fraction_bits))));
     const Mask zero = equal(sum, all(0));
     const Mask normal = all_of(above(bits, all(0x007FFFFF)), above(all(kInfinityBits), bits));
     Mask vanished = zero;
-    if (rule.to_binary16) {
+    if (is_binary16) {
         bits = through_binary16(bits);
         vanished = any_of(zero, equal(bits, all(0)));
     }

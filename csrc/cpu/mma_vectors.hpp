@@ -197,5 +197,7 @@ FP8SIM_HD Vec value_of(const SignedSum& sum) { return sum.total; }
 
 #endif
 
+constexpr uint32_t kAllLanes = (uint32_t{1} << kWidth) - 1;
+
 }  // namespace
 }  // namespace fp8sim
