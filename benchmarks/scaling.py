@@ -1,7 +1,7 @@
-"""How loops scale with threads, beside arithmetic that needs no memory: python -m benchmarks.scaling [--threads 2].
+"""How loops scale with threads: python -m benchmarks.scaling [--threads 2].
 
-A machine's second thread may be half a processor. What a loop gains from it is compared with what plain arithmetic,
-split over as many threads, gains in the same run.
+A machine's second thread may be half a processor, and threads share its memory. What a loop gains is compared with what
+arithmetic that needs no memory and copies that need nothing else gain, split over as many threads in the same run.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import argparse
 import json
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+
+import numpy as np
 
 from benchmarks import floor
 from benchmarks.cases import FROM_MEMORY, IN_CACHE, REGISTRY, Call
@@ -34,17 +36,25 @@ def arithmetic_on(pool: ThreadPoolExecutor, count: int) -> Call:
     return lambda: list(pool.map(floor.arithmetic, [STEPS // count] * count))
 
 
+def copies_on(pool: ThreadPoolExecutor, count: int, size: int) -> Call:
+    """`size` elements of 4 bytes in all, split over `count` threads."""
+    x, y = np.ones(size, np.float32), np.zeros(size, np.float32)
+    parts = list(zip(np.array_split(x, count), np.array_split(y, count), strict=True))
+    return lambda: list(pool.map(lambda part: floor.copy(*part), parts))
+
+
 def gains(threads: int, size: int, samples: int) -> list[dict[str, Any]]:
-    """For each case, and for arithmetic: the speed on `threads` threads over that on one."""
+    """For each case, for arithmetic and for copies: the speed on `threads` threads over that on one."""
     rows = []
     with ThreadPoolExecutor(threads) as pool:
         for name in CASES:
             run = REGISTRY[name].build(size).run
-            calls = {"one": on_threads(1, run), "many": on_threads(threads, run)}
-            calls |= {"arithmetic one": arithmetic_on(pool, 1), "arithmetic many": arithmetic_on(pool, threads)}
-            seconds = medians(calls, samples=samples)
-            row = {"name": name, "elements": size, "gain": seconds["one"] / seconds["many"]}
-            rows.append(row | {"arithmetic_gain": seconds["arithmetic one"] / seconds["arithmetic many"]})
+            calls = {("gain", count): on_threads(count, run) for count in (1, threads)}
+            calls |= {("arithmetic_gain", count): arithmetic_on(pool, count) for count in (1, threads)}
+            calls |= {("copy_gain", count): copies_on(pool, count, size) for count in (1, threads)}
+            seconds = medians({f"{what} {count}": call for (what, count), call in calls.items()}, samples=samples)
+            found = {what: seconds[f"{what} 1"] / seconds[f"{what} {threads}"] for what, _ in calls}
+            rows.append({"name": name, "elements": size, **found})
     return rows
 
 
@@ -60,7 +70,8 @@ def main() -> None:
         return
     for row in rows:
         size = f"2^{row['elements'].bit_length() - 1}"
-        print(f"{row['name']:<36} {size}  gain {row['gain']:.2f}   arithmetic alone {row['arithmetic_gain']:.2f}")
+        alone = f"arithmetic alone {row['arithmetic_gain']:.2f}, copies alone {row['copy_gain']:.2f}"
+        print(f"{row['name']:<36} {size}  gain {row['gain']:.2f}   {alone}")
     print(f"results: {save(rows, 'scaling', machine(options.threads))}")
 
 
