@@ -13,15 +13,16 @@ namespace fp8sim {
 // Two halves of the products on the binary16 unit from c = 0, then c by an ordinary addition. Each 32-bit register
 // holds four numbers of 8 bits: the low pairs of all are one half, the high pairs the other.
 FP8SIM_HD_CALL uint64_t add_emulated(const MmaModel& m, const Number* a, const Number* b, uint64_t c) {
+    const int half = m.k / 2;
     uint64_t sum = 0;
     for (int high = 0; high < 2; ++high) {
-        Number half_a[kEmulatedHalf], half_b[kEmulatedHalf];
-        for (int i = 0; i < kEmulatedHalf; ++i) {
+        Number half_a[kMostEmulatedHalf], half_b[kMostEmulatedHalf];
+        for (int i = 0; i < half; ++i) {
             const int k = 4 * (i / 2) + 2 * high + i % 2;
             half_a[i] = a[k];
             half_b[i] = b[k];
         }
-        sum = add_truncated(m, half_a, half_b, kEmulatedHalf, sum, 0);
+        sum = add_truncated(m, half_a, half_b, half, sum, 0);
     }
     return add_nearest(m, c, sum);
 }

@@ -62,7 +62,7 @@ constexpr int kMmaModelFields = sizeof(MmaModel) / sizeof(int32_t);
 static_assert(kMmaModelFields == 36, "as many fields as fp8sim.mma.models.core_fields returns");
 
 constexpr int kGroup = 16;  // products that Adder::kGrouped adds exactly
-constexpr int kEmulatedHalf = 16;
+constexpr int kMostEmulatedHalf = 16;
 constexpr int kMostProducts = 64;  // of one instruction
 
 using Wide = unsigned __int128;

@@ -49,7 +49,7 @@ bool is_sound(const MmaModel& m) {
     if (!narrow) return false;
     const bool short_products = m.a.mantissa_bits + m.b.mantissa_bits <= 20;
     switch (adder) {
-        case Adder::kEmulated: return short_products && m.k == 32 && m.terms == 32;
+        case Adder::kEmulated: return short_products && (m.k == 16 || m.k == 32) && m.terms == m.k;
         case Adder::kBlockScaled: return short_products && m.scale_block % m.terms == 0 && m.k % m.scale_block == 0;
         case Adder::kGrouped:
             return m.k == kMostProducts && m.terms == m.k && m.scale_block % kGroup == 0 && m.k % m.scale_block == 0 &&

@@ -106,7 +106,7 @@ FastJob cut_into_steps(const MmaJob& job, bool is_short) {
     work.job = job;
     work.step = m;
     work.emulated = m.adder == static_cast<int32_t>(Adder::kEmulated);
-    if (work.emulated) work.step.terms = kEmulatedHalf;
+    if (work.emulated) work.step.terms = m.k / 2;
     if (work.emulated) work.step.adder = static_cast<int32_t>(Adder::kTruncated);
     work.per_instruction = m.k / work.step.terms;
     work.steps = (job.k + m.k - 1) / m.k * work.per_instruction;

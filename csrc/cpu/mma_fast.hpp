@@ -58,8 +58,8 @@ FastLoops fast_loops_avx512(bool is_short, bool is_binary16);
 // k of the i-th product of a step, counted over all steps; beyond job.k lie zeros.
 FP8SIM_HD int64_t k_of(const FastJob& work, int64_t product) {
     if (!work.emulated) return product;
-    const int64_t instruction = product / 32, i = product % 16;
-    return instruction * 32 + 4 * (i / 2) + 2 * (product / 16 % 2) + i % 2;
+    const int64_t half = work.step.terms, instruction = product / (2 * half), i = product % half;
+    return instruction * 2 * half + 4 * (i / 2) + 2 * (product / half % 2) + i % 2;
 }
 
 // One step of one element by the interpreter. `c` and the result are binary32 bits whatever the accumulator is.

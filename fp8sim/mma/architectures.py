@@ -109,7 +109,10 @@ def _double(k: int) -> Instruction:
     return Instruction("mma", k, _same("f64"), ("f64",), Adder.SEQUENTIAL)
 
 
-_EMULATED_FP8 = Instruction("mma", 32, _FP8, _BOTH, Adder.EMULATED, evidence="inferred")
+_EMULATED_FP8 = (
+    Instruction("mma", 32, _FP8, _BOTH, Adder.EMULATED, evidence="inferred"),
+    Instruction("mma.k16", 16, _FP8, _BOTH, Adder.EMULATED, evidence="inferred"),
+)
 
 
 def _block_scaled(prefix: str) -> tuple[Instruction, ...]:
@@ -165,7 +168,7 @@ _ARCHITECTURES = (
         (
             *_half_precision(),
             _double(16),
-            _EMULATED_FP8,
+            *_EMULATED_FP8,
             Instruction("wgmma", 16, _same("f16"), _BOTH),
             Instruction("wgmma", 16, _same("bf16")),
             Instruction("wgmma", 8, _same("tf32")),
@@ -180,7 +183,7 @@ _ARCHITECTURES = (
         (
             *_half_precision(),
             _double(4),
-            _EMULATED_FP8,
+            *_EMULATED_FP8,
             Instruction("tcgen05", 16, _same("f16"), _BOTH),
             Instruction("tcgen05", 16, _same("bf16")),
             Instruction("tcgen05", 8, _same("tf32")),
@@ -247,7 +250,7 @@ _CUTTING = {Adder.TRUNCATED, Adder.EMULATED, Adder.BLOCK_SCALED, Adder.GROUPED}
 _ZERO_EXPONENT_OF_GROUPS = -139
 _SOURCES = {
     Adder.TRUNCATED: "arXiv 2511.10909 (MMA-Sim 2.1.1), arXiv 2512.07004",
-    Adder.EMULATED: "outputs of H100, H200 and B200; CUTLASS issue 1986",
+    Adder.EMULATED: "machine code of nvcc 13.0 (tests/test_emulated_fp8.py); CUTLASS issue 1986",
     Adder.SEQUENTIAL: "arXiv 2511.10909 (MMA-Sim 2.1.1); IEEE 754-2019, 5.4.1",
 }
 _MMA_SIM = "arXiv 2511.10909 (MMA-Sim 2.1.1)"

@@ -91,7 +91,7 @@ def error_bound(
 
 def _chain_bound(n: int, largest: Doubles, start: Doubles, amax_a: Any, amax_b: Any, model: MmaModel) -> Doubles:
     """The error of a chain over n products that begins at a number of magnitude `start`."""
-    terms = 16 if model.adder is Adder.EMULATED else model.terms
+    terms = model.k // 2 if model.adder is Adder.EMULATED else model.terms
     steps = -(-n // terms)
     # Over all steps: the sums of the magnitudes before and after each of them.
     before = steps * start + terms * largest * (steps * (steps - 1) / 2)
