@@ -10,12 +10,11 @@ using namespace fp8sim;
 
 namespace {
 
-struct Header {
+struct __attribute__((packed)) Header {  // as the test packs it
     uint32_t source_dtype, target_dtype;
     uint32_t source_bytes, target_bytes;  // of one element
     uint32_t conversion[kConversionFields];
     uint32_t random_bits;
-    uint32_t padding;
     uint64_t size, seed, stream, offset;
 };
 
