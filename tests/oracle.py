@@ -5,6 +5,7 @@
 sorted tables of numbers in binary64; the tests hold it against `encode` before anything else relies on it.
 """
 
+import bisect
 import functools
 import math
 import struct
@@ -123,14 +124,16 @@ def floor_log2(x: Fraction) -> int:
     return guess if x >= Fraction(2) ** guess else guess - 1
 
 
+@functools.lru_cache(maxsize=2**16)
+def number_of(fmt: Format, code: int) -> Fraction:
+    return fmt.value(code)
+
+
 def code_of(number: Fraction, fmt: Format) -> int:
     """The code of a number of `fmt`, found by bisection: codes go up with their numbers."""
-    low, high = 0, fmt.max_code
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (middle + 1, high) if fmt.value(middle) < number else (low, middle)
-    assert fmt.value(low) == number or not fmt.zero, f"{number} is no number of {fmt}"
-    return low
+    code = bisect.bisect_left(range(fmt.max_code), number, key=functools.partial(number_of, fmt))
+    assert number_of(fmt, code) == number or not fmt.zero, f"{number} is no number of {fmt}"
+    return code
 
 
 # Policies, from the text of `Overflow`.
