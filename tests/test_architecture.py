@@ -18,8 +18,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 FACADE = "fp8sim"
 LAYERS = [
-    ["formats"],
-    ["rounding", "codebooks", "casting", "interop"],
+    ["code_layout", "formats"],
+    ["rounding", "codebooks", "presets", "random_bits", "array_memory", "casting", "ptx", "interop"],
     ["granularity", "scaling", "packing"],
     ["quantizers", "mma"],
     ["recipes", "simulate", "compare"],
@@ -38,7 +38,7 @@ STRANGERS = {"quantizers", "mma"}  # the same rank, and they do not know each ot
 # leaf: (the highest rank that it imports, the lowest rank that imports it); C++ imports nothing
 LEAVES = {"_core": (-1, 1), "_cuda": (-1, 5), "triton_kernels": (3, 5)}
 
-WITHOUT_TORCH = {"formats"}
+WITHOUT_TORCH = {"code_layout", "formats"}
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from boundaries import CODEBOOKS, FIXED, NARROW, ODD, P3109_NARROW
 
-from fp8sim.formats import ALIASES, FORMATS, Codebook, Format, Nan, p3109, p3109_formats, parse
+from fp8sim.formats import ALIASES, FORMATS, Codebook, Format, Nan, fixed_point, p3109, p3109_formats, parse
 
 # name: largest, smallest normal, smallest, code of the largest, infinity, NaN codes (OCP, IEEE 754, P3109 v4.0 and the
 # FNUZ paper); None where there is none.
@@ -141,9 +141,36 @@ def test_levels_that_make_no_codebook_are_refused(levels: tuple[float, ...], rea
 def test_texts_that_name_no_codebook_and_no_fixed_point_are_refused() -> None:
     with pytest.raises(ValueError, match="expected numbers, separated by commas"):
         parse("codebook(1,two)")
-    with pytest.raises(ValueError, match="mantissa_bits must be 0 to 23, got -1"):
-        parse("fixed1(fraction=0)")
+    with pytest.raises(ValueError, match="nan=quiet: use one of ieee, all_ones, negative_zero, none"):
+        parse("e4m3(bias=7,nan=quiet)")
     assert parse("fixed8(fraction=6, symmetric)") == FORMATS["int8_mx_symmetric"]
+
+
+@pytest.mark.parametrize("text", [None, 3, b"e4m3", ["e4m3"]], ids=repr)
+def test_what_is_no_text_names_no_format(text: object) -> None:
+    with pytest.raises(TypeError, match="expected a Format or its name, such as 'e4m3'"):
+        parse(text)  # type: ignore[arg-type]
+
+
+FIXED_REFUSED = {
+    "bits=1: fixed point takes an integer from 2 to 25 here": (1, 0),
+    "bits=26: fixed point": (26, 0),
+    "bits=8.0: fixed point": (8.0, 0),
+    "fraction_bits=1.5: fixed point": (8, 1.5),
+    "fraction_bits=32774: fixed point takes an integer from -32763 to 32773 here": (8, 32774),
+    "fraction_bits=-32764: fixed point": (8, -32764),
+}
+
+
+@pytest.mark.parametrize("reason", FIXED_REFUSED)
+def test_fixed_point_out_of_range_is_refused_by_its_arguments(reason: str) -> None:
+    bits, fraction_bits = FIXED_REFUSED[reason]
+    with pytest.raises(ValueError, match=reason):
+        fixed_point(bits, fraction_bits)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="from 2 to 24 here"):
+        fixed_point(25, 0, signed=False)
+    for end in (-32763, 32773):
+        assert parse(str(fixed_point(8, end))) == fixed_point(8, end)
 
 
 @pytest.mark.parametrize("fmt", FIXED, ids=str)

@@ -315,6 +315,40 @@ def test_every_number_is_above_a_format_far_below(name: str) -> None:
         assert (codes[x.size :] == fmt.max_code | fmt.sign_bit).all()
 
 
+@pytest.mark.usefixtures("any_isa")
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "e16m3(bias=32768,nan=ieee,infinity)",
+        "e16m3(bias=-32768,nan=all_ones)",
+        "e8m0(bias=32768,nan=all_ones,unsigned,nonzero)",
+        "e8m0(bias=-32768,nan=all_ones,unsigned,nonzero)",
+        "e1m23(bias=32768,nan=none)",
+        "fixed8(fraction=32773)",
+        "fixed8(fraction=-32763)",
+    ],
+)
+def test_biases_at_their_limits(name: str, dtype: str) -> None:
+    """The farthest that `LARGEST_BIAS` allows: the whole dtype lies above the format, below it, or in one corner."""
+    fmt, info = parse(name), np.finfo(dtype)
+    positive = np.array([0, info.smallest_subnormal, info.tiny, 1.0, 1.3, info.max, np.inf, np.nan], dtype)
+    x = np.concatenate([positive, -positive])
+    random = random_integers(x.size, STREAM)
+    for mode in MODES:
+        options = STREAM if mode.is_stochastic else {}
+        expected = [
+            oracle.encode(v, fmt, mode, Overflow.SATURATE, int(r)) for v, r in zip(x.tolist(), random, strict=True)
+        ]
+        numbers = np.array([oracle.decode(code, fmt, dtype) for code in expected])
+        for isa in _core.isas():
+            _core.set_isa(isa)
+            codes = casting.encode(x, fmt, rounding=mode, **options)
+            assert_same_codes(codes, np.array(expected), x, f"{name} {mode.name} {isa}")
+            assert_same_codes(bits_of(casting.decode(codes, fmt, dtype=dtype)), numbers, x, f"decode {name} {isa}")
+            assert_same_codes(bits_of(casting.cast(x, fmt, rounding=mode, **options)), numbers, x, f"cast {name} {isa}")
+
+
 @functools.cache
 def numbers_of(fmt: Format) -> Array:
     return np.array([fmt.to_float(code) for code in fmt.codes])
