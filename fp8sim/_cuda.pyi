@@ -11,7 +11,7 @@ stochastic modes; element i takes the random integer of element i + offset.
 Raises, everywhere:
     ValueError: a null, misaligned, overlapping or host address, memory of another device than the current one, a size
         below 0 or beyond the address space, an unknown dtype, a conversion out of range, random_bits out of range.
-    TypeError: an argument of another type, a conversion without its 18 integers, a negative or too large seed.
+    TypeError: an argument of another type, a conversion without its 19 integers, a negative or too large seed.
     RuntimeError: "no CUDA device: ..." where there is none or no driver; "CUDA error: ..." for any other failure.
 """
 

@@ -8,6 +8,7 @@ import torch
 
 from fp8sim import casting, formats
 from fp8sim.formats import Format
+from fp8sim.random_bits import random_keywords
 from fp8sim.rounding import Overflow, Rounding, resolve_names
 
 
@@ -30,7 +31,8 @@ def cast(
     source, target = _dense(x), torch.empty(x.shape, dtype=x.dtype, device=x.device) if out is None else out
     if (target.shape, target.dtype, target.device) != (x.shape, x.dtype, x.device) or not target.is_contiguous():
         raise ValueError(f"out must be contiguous and like x, {list(x.shape)} {x.dtype} on {x.device}")
-    _launch("cast", source, target, (_name(x.dtype), resolve_names(fmt, rounding, overflow)), random)
+    to = resolve_names(fmt, rounding, overflow)
+    _launch("cast", source, target, (_name(x.dtype), to), random_keywords(Rounding(to.rounding), **random))
     return target
 
 
@@ -45,8 +47,9 @@ def encode(
     """As `fp8sim.encode`, for a CUDA tensor x [...]. Errors as for `cast`."""
     codes = casting.code_dtype(formats.parse(fmt))
     target = torch.empty(x.shape, dtype=getattr(torch, codes), device=x.device)
-    arguments = (_name(x.dtype), codes, resolve_names(fmt, rounding, overflow))
-    _launch("encode", _dense(x), target, arguments, random)
+    to = resolve_names(fmt, rounding, overflow)
+    arguments = (_name(x.dtype), codes, to)
+    _launch("encode", _dense(x), target, arguments, random_keywords(Rounding(to.rounding), **random))
     return target
 
 

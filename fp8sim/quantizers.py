@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from fp8sim import _core, casting, formats, scaling
+from fp8sim import _core, array_memory, casting, formats, scaling
 from fp8sim.formats import Format
 from fp8sim.granularity import Granularity
 from fp8sim.packing import pack
+from fp8sim.random_bits import random_keywords
 from fp8sim.rounding import Overflow, Rounding, member
 from fp8sim.scaling import E8M0, FLOAT32, Factors, Order, ScaleRule, ScaleSpec
 
@@ -87,10 +88,11 @@ class Quantizer:
 
         Raises:
             ValueError: too few axes for the granularity, a tensor that is not on the CPU, a seed that is missing or
-                unused.
-            TypeError: not an array of float32, float64, float16 or bfloat16.
+                unused, stream, offset or random_bits without one.
+            TypeError: not an array of float32, float64, float16 or bfloat16, a masked array, a seed that is no integer.
         """
-        random: dict[str, Any] = casting.random_keywords(self.rounding, seed, stream, offset, random_bits)
+        x = array_memory.as_array(x)
+        random: dict[str, Any] = random_keywords(self.rounding, seed, stream, offset, random_bits)
         if self.scale is None:
             codes = casting.encode(x, self.format, rounding=self.rounding, overflow=self.overflow, **random)
             return QuantizedTensor(codes, None, self, _float_name(x.dtype))
@@ -290,23 +292,36 @@ def quantize(x: _Array, quantizer: Quantizer, **random: Any) -> QuantizedTensor:
 # Names
 
 
-@functools.cache
 def parse(text: str | Quantizer) -> Quantizer:
     """The quantizer that a name of `QUANTIZERS` or "FORMAT[:ROUNDING[:OVERFLOW[:SCALE]]]" stands for.
 
     The parts default as in `Quantizer`; SCALE is the `str()` of a `ScaleSpec`.
 
     Raises:
-        ValueError: a part that names nothing; the message lists what there is.
+        ValueError: a part that names nothing or is empty; the message lists what there is.
+        TypeError: neither text nor a `Quantizer`.
     """
     if isinstance(text, Quantizer):
         return text
+    if not isinstance(text, str):
+        raise TypeError(f"quantizer={text!r} is a {type(text).__name__}: expected a Quantizer or its text, as 'mxfp8'")
+    return _parsed(text)
+
+
+@functools.cache
+def _parsed(text: str) -> Quantizer:
     if (name := ALIASES.get(text, text)) in QUANTIZERS:
         return QUANTIZERS[name]
     name, *policy = text.split(":")
     if len(policy) > 3:
         raise ValueError(
             f"quantizer {text!r}: expected FORMAT[:ROUNDING[:OVERFLOW[:SCALE]]], got {len(policy) + 1} parts"
+        )
+    if name and not all(policy):
+        shorter = ":".join(part for part in (name, *policy) if part)
+        raise ValueError(
+            f"quantizer {text!r}: expected FORMAT[:ROUNDING[:OVERFLOW[:SCALE]]], or a name of QUANTIZERS, and a part "
+            f"is empty; leave out its colon ({shorter!r}) or name it"
         )
     rounding, overflow = [*policy[:2], *("TIES_TO_EVEN", "SATURATE")[len(policy) :]]
     return Quantizer(

@@ -8,9 +8,6 @@ Every conversion, on every backend, does the same in this order (P3109 v4.0, sec
 
 `resolve` turns a `Format`, a `Rounding` and an `Overflow` into a `Conversion`: the integers those steps need. The loops
 in C++, CUDA and Triton read nothing else, so a policy is decided here and nowhere else.
-
-`PRESETS` states, as one `Policy` for each format, what other libraries do where they differ: overflow, the codes of
-NaN, and everything about E8M0.
 """
 
 from __future__ import annotations
@@ -68,7 +65,8 @@ class Overflow(enum.IntEnum):
     INFINITY = 2
     """Both become infinity, but the largest number where a directed mode points inward (IEEE 754-2019, 7.4; SatNone).
 
-    A format without infinities gives NaN, a P3109 finite domain its largest number, and any other format refuses.
+    A format without infinities gives NaN (`e4m3`: 0x7F with the sign), a P3109 finite domain its largest number, and
+    one that has neither infinity nor NaN (FP6, FP4, fixed point, codebooks) refuses with ValueError.
     """
     NAN = 3
     """Both become NaN. A format without NaN refuses."""
@@ -123,104 +121,6 @@ def member(kind: type[_E], value: _E | str | int, argument: str) -> _E:
     if isinstance(value, str) and value.upper() in kind.__members__:
         return kind[value.upper()]
     raise ValueError(f"{argument}={value!r}: use one of {', '.join(kind.__members__)}")
-
-
-class Replacement(NamedTuple):
-    """Numbers from `low` to `high`, both included, become `code`, whatever rounding and overflow say."""
-
-    low: float
-    high: float
-    code: int
-
-
-class Policy(NamedTuple):
-    """All that a conversion decides beyond the format: `Rounding`, `Overflow`, and what libraries do differently."""
-
-    rounding: Rounding = Rounding.TIES_TO_EVEN
-    overflow: Overflow = Overflow.SATURATE
-    nan: tuple[int, int] | None = None
-    """Codes of a positive and of a negative NaN; None: what `resolve` says."""
-    drops_sign: bool = False
-    """Whether |x| is converted, for a format without sign; otherwise negative numbers are overflow below zero."""
-    replacements: tuple[Replacement, ...] = ()
-
-
-_QUIET = {"float8_e5m2": 0x7E, "float8_e4m3": 0x7C, "float8_e3m4": 0x78}
-_FNUZ = ("float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e4m3b11fnuz")
-_FP6 = ("float6_e2m3fn", "float6_e3m2fn")
-
-# Subnormal binary32 numbers go to E8M0's 2^-126 as soon as they exceed 2^-127, which is its code 0, not its zero.
-_UP_TO_NORMAL = Replacement(2.0**-127 + 2.0**-149, 2.0**-126 - 2.0**-149, 1)
-_TORCH_E8M0 = Policy(Rounding.TIES_TO_AWAY, Overflow.NAN, drops_sign=True, replacements=(_UP_TO_NORMAL,))
-_ML_DTYPES_E8M0 = Policy(
-    Rounding.TIES_TO_AWAY,
-    Overflow.NAN,
-    replacements=(_UP_TO_NORMAL, Replacement(0.0, 0.0, 0xFF), Replacement(-(2.0**-128), -(2.0**-149), 0xFF)),
-)
-
-_TORCH = {
-    "float8_e4m3fn": Policy(),
-    "float8_e5m2": Policy(overflow=Overflow.INFINITY),
-    **{name: Policy(overflow=Overflow.NAN) for name in _FNUZ[:2]},
-    "float8_e8m0fnu": _TORCH_E8M0,
-}
-_ML_DTYPES = {
-    "float8_e4m3fn": Policy(overflow=Overflow.NAN),
-    **{name: Policy(overflow=Overflow.INFINITY, nan=(nan, nan | 0x80)) for name, nan in _QUIET.items()},
-    **{name: Policy(overflow=Overflow.NAN) for name in _FNUZ},
-    "float8_e8m0fnu": _ML_DTYPES_E8M0,
-    **{name: Policy(nan=(0x20, 0x00)) for name in _FP6},  # -0 and 0
-    "float4_e2m1fn": Policy(nan=(0x08, 0x00)),
-    "bfloat16": Policy(overflow=Overflow.INFINITY, nan=(0x7FC0, 0xFFC0)),
-}
-
-
-def _cvt(mode: Rounding, overflow: Overflow, *names: str) -> dict[str, Policy]:
-    """PTX `cvt`: NaN is positive, and the sign of what becomes E8M0 is dropped."""
-    nan = {"float16": 0x7FFF, "bfloat16": 0x7FFF, "float8_e8m0fnu": 0xFF, **dict.fromkeys(_FP6, 0x1F)}
-    nan |= {"float8_e4m3fn": 0x7F, "float8_e5m2": 0x7F, "float4_e2m1fn": 0x07}
-    return {n: Policy(mode, overflow, (nan[n], nan[n]), drops_sign=n == "float8_e8m0fnu") for n in names}
-
-
-_FP6_AND_FP4 = (*_FP6, "float4_e2m1fn")
-_OCP_FP8 = ("float8_e4m3fn", "float8_e5m2")
-_SATURATES, _OVERFLOWS = Overflow.SATURATE, Overflow.INFINITY
-
-PRESETS: dict[str, dict[str, Policy]] = {
-    "torch": _TORCH,
-    "torch_before_2.12": _TORCH | {"float8_e4m3fn": Policy(overflow=Overflow.NAN)},
-    "ml_dtypes": _ML_DTYPES,
-    "cvt.rn.satfinite": _cvt(Rounding.TIES_TO_EVEN, _SATURATES, *_OCP_FP8, *_FP6_AND_FP4),
-    "cvt.rn": _cvt(Rounding.TIES_TO_EVEN, _OVERFLOWS, *_OCP_FP8, "float16", "bfloat16"),
-    "cvt.rz.satfinite": _cvt(Rounding.TOWARD_ZERO, _SATURATES, *_FP6_AND_FP4, "float8_e8m0fnu"),
-    "cvt.rz": _cvt(Rounding.TOWARD_ZERO, _OVERFLOWS, "float8_e8m0fnu"),
-    "cvt.rp.satfinite": _cvt(Rounding.TOWARD_POSITIVE, _SATURATES, "float8_e8m0fnu"),
-    "cvt.rp": _cvt(Rounding.TOWARD_POSITIVE, _OVERFLOWS, "float8_e8m0fnu"),
-}
-"""What libraries make of binary32 (and of binary16 and bfloat16, which widen to it), bit for bit, by format.
-
-torch: `Tensor.to`; 2.12 changed float8_e4m3fn, which saturated no infinity and no number before. ml_dtypes: `astype`.
-cvt: CUDA's conversions as the headers emulate them (`__NV_SATFINITE` or `__NV_NOSAT`), named as in PTX; FP8 without
-satfinite and FP6 and FP4 toward zero are the header's own. binary64 is rounded once here; torch and ml_dtypes round it
-twice. torch's float16 and bfloat16 are missing: their NaN depends on where in a tensor it stands.
-"""
-
-
-def preset_policy(name: str, fmt: Format) -> Policy:
-    """The policy of preset `name` for `fmt`. ValueError for an unknown preset, or a format that it has none for."""
-    if name not in PRESETS:
-        raise ValueError(f"preset={name!r}: use one of {', '.join(PRESETS)}")
-    if fmt.name not in PRESETS[name]:
-        raise ValueError(f"preset={name!r} says nothing of {fmt}: it has {', '.join(PRESETS[name])}")
-    return PRESETS[name][fmt.name]
-
-
-def resolve_policy(fmt: Format, policy: Policy) -> Conversion:
-    """As `resolve`, with the policy's NaN; its `drops_sign` and `replacements` are the caller's business."""
-    conversion = resolve(fmt, policy.rounding, policy.overflow)
-    if policy.nan is None:
-        return conversion
-    return conversion._replace(nan_positive=policy.nan[0], nan_negative=policy.nan[1])
 
 
 def resolve_names(fmt: str | Format, rounding: Rounding | str, overflow: Overflow | str) -> Conversion:

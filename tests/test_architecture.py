@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FACADE = "fp8sim"
 LAYERS = [
     ["code_layout", "formats"],
-    ["rounding", "codebooks", "presets", "random_bits", "array_memory", "casting", "ptx", "interop"],
+    ["rounding", "codebooks", "random_bits", "presets", "array_memory", "casting", "ptx", "interop"],
     ["granularity", "scaling", "packing"],
     ["quantizers", "mma"],
     ["recipes", "simulate", "compare"],

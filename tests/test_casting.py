@@ -9,8 +9,11 @@ import pytest
 import torch
 from boundaries import FLOATS, bits_of, boundaries
 
+import fp8sim
 from fp8sim import _core, casting
 from fp8sim.formats import parse
+from fp8sim.random_bits import random_keywords
+from fp8sim.rounding import Rounding, resolve_names
 
 Array = np.ndarray[Any, Any]
 
@@ -195,12 +198,19 @@ def test_a_shifted_out_is_refused() -> None:
 # Misuse.
 
 X = np.ones(4, np.float32)
+CODES = np.ones(4, np.uint8)
 MISUSES = {
     "x has dtype int64: expected float32": (TypeError, lambda: casting.cast(np.arange(3), "e4m3")),
     "x has dtype complex64": (TypeError, lambda: casting.encode(torch.ones(3, dtype=torch.complex64), "e4m3")),
     "x has dtype float8_e5m2": (TypeError, lambda: casting.encode(torch.ones(3).to(torch.float8_e5m2), "e4m3")),
     "x is a list: expected a NumPy array": (TypeError, lambda: casting.cast([1.0], "e4m3")),
-    "x is a float32: .*np.asarray makes one": (TypeError, lambda: casting.cast(np.float32(1), "e4m3")),
+    "x is a float: .*np.asarray makes one": (TypeError, lambda: casting.cast(1.0, "e4m3")),
+    "x has dtype int64": (TypeError, lambda: casting.cast(np.int64(1), "e4m3")),
+    "fmt=None is a NoneType: expected a Format": (TypeError, lambda: casting.cast(X, None)),
+    r"x is a masked array.*x.filled\(...\)": (TypeError, lambda: casting.cast(np.ma.masked_array(X), "e4m3")),
+    "x is a masked array, and": (TypeError, lambda: casting.encode(np.ma.masked_array(X), "nf4")),
+    "codes is a masked array": (TypeError, lambda: casting.decode(np.ma.masked_array(CODES), "e4m3")),
+    "out is a masked array": (TypeError, lambda: casting.cast(X, "e4m3", out=np.ma.masked_array(X.copy()))),
     "x is on meta: fp8sim.casting takes CPU tensors": (
         ValueError,
         lambda: casting.cast(torch.ones(3, device="meta"), "e4m3"),
@@ -223,7 +233,6 @@ MISUSES = {
         ValueError,
         lambda: casting.cast(X, "e4m3", rounding="STOCHASTIC", seed=0, stream=2**64),
     ),
-    "interpreted as an integer": (TypeError, lambda: casting.cast(X, "e4m3", rounding="STOCHASTIC", seed=0.5)),
     "codes has dtype int8": (TypeError, lambda: casting.decode(np.ones(3, np.int8), "e4m3")),
     "codes contain 0x10: the codes of float4_e2m1fn are 0 to 0xf": (
         ValueError,
@@ -240,6 +249,70 @@ def test_misuse_is_a_clear_error(message: str) -> None:
         call()
 
 
+def every_caller(x: Any, mode: str, **random: Any) -> list[Any]:
+    """Calls of everything that takes random bits; the backends' own functions included."""
+    calls = [
+        lambda f=f: f(x, "e4m3", rounding=mode, **random)
+        for f in (casting.cast, casting.encode, fp8sim.cast, fp8sim.encode)
+    ]
+    quantizer = f"e4m3:{mode}:SATURATE:1x32/FLOOR/DIVIDE/float8_e8m0fnu/propagate"
+    return [
+        *calls,
+        lambda: fp8sim.quantize(x, f"e4m3:{mode}", **random),
+        lambda: fp8sim.quantize(x, quantizer, **random),
+        lambda: random_keywords(Rounding[mode], **random),
+    ]
+
+
+@pytest.mark.parametrize("x", [X, torch.ones(4)], ids=["array", "tensor"])
+@pytest.mark.parametrize("argument", ["stream", "offset", "random_bits"])
+def test_random_bits_without_a_seed_are_refused(argument: str, x: Any) -> None:
+    for call in every_caller(x, "TIES_TO_EVEN", **{argument: 7}):
+        with pytest.raises(ValueError, match=f"{argument}=7: there is no seed.*drop {argument}, or pass seed="):
+            call()
+    for call in every_caller(x, "STOCHASTIC", **{argument: 7}):
+        with pytest.raises(ValueError, match="rounding=STOCHASTIC needs random bits: pass seed="):
+            call()
+    for call in every_caller(x, "TO_ODD", seed=1, **{argument: 7}):
+        with pytest.raises(ValueError, match="seed=1: rounding=TO_ODD takes no random bits"):
+            call()
+
+
+@pytest.mark.parametrize("x", [X, torch.ones(4)], ids=["array", "tensor"])
+@pytest.mark.parametrize("argument", ["seed", "stream", "offset", "random_bits"])
+def test_random_bits_are_integers(argument: str, x: Any) -> None:
+    for value, kind in ((0.5, "float"), ("7", "str")):
+        for call in every_caller(x, "STOCHASTIC", **({"seed": 1} | {argument: value})):
+            with pytest.raises(TypeError, match=f"{argument}={value!r} is a {kind}: expected an integer"):
+                call()
+
+
+@pytest.mark.parametrize("seed", [torch.tensor(0.5), torch.tensor([1, 2]), torch.tensor(1, dtype=torch.int32)])
+def test_a_tensor_for_a_seed_is_one_int64(seed: torch.Tensor) -> None:
+    for call in (fp8sim.cast, fp8sim.encode):
+        with pytest.raises(TypeError, match="expected one int64, or an int"):
+            call(torch.ones(4), "e4m3", rounding="STOCHASTIC", seed=seed)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_a_scalar_gives_a_scalar(dtype: str) -> None:
+    x = FLOATS[dtype](1.6)
+    for fmt in ("e4m3", "nf4"):
+        array = np.asarray(x)
+        for function in (casting.cast, fp8sim.cast):
+            assert isinstance(function(x, fmt), FLOATS[dtype])
+            assert function(x, fmt) == casting.cast(array, fmt)
+        for function in (casting.encode, fp8sim.encode):
+            code = function(x, fmt)
+            assert isinstance(code, np.uint8)
+            assert code == casting.encode(array, fmt)
+        assert isinstance(fp8sim.decode(code, fmt, dtype=FLOATS[dtype]), FLOATS[dtype])
+    for quantizer in ("e4m3", "fp8_tensor_te"):
+        quantized, expected = (fp8sim.quantize(given, quantizer) for given in (x, np.asarray(x)))
+        assert quantized.codes.shape == ()
+        assert quantized.dequantize() == expected.dequantize()
+
+
 def test_seeds_are_patterns_of_64_bits() -> None:
     options = {"rounding": "STOCHASTIC", "random_bits": 9}
     x = sample()
@@ -254,7 +327,7 @@ def test_seeds_are_patterns_of_64_bits() -> None:
 
 # The bindings check for themselves: whatever they are given, they touch no other memory.
 
-GOOD = list(casting._conversion("e4m3", "TIES_TO_EVEN", "SATURATE"))
+GOOD = list(resolve_names("e4m3", "TIES_TO_EVEN", "SATURATE"))
 
 
 def binding_misuses() -> dict[str, Any]:

@@ -33,7 +33,7 @@ from boundaries import (
 
 from fp8sim import _core, casting
 from fp8sim.formats import FORMATS, Format, p3109, parse
-from fp8sim.rounding import Overflow, Rounding
+from fp8sim.rounding import Overflow, Rounding, resolve_names
 
 Array = np.ndarray[Any, Any]
 
@@ -137,7 +137,7 @@ import numpy as np
 spec = importlib.util.spec_from_file_location("_core", {_core.__file__!r})
 _core = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(_core)
-conversion = {list(casting._conversion("e4m3", "TIES_TO_EVEN", "SATURATE"))}
+conversion = {list(resolve_names("e4m3", "TIES_TO_EVEN", "SATURATE"))}
 """
 FORK = """
 x = np.full(1 << 19, 1.3, np.float32)

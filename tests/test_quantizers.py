@@ -546,3 +546,31 @@ def test_nan_in_a_block_of_nf4_is_not_lost() -> None:
     numbers = fp8sim.quantize(x, "nf4").dequantize()
     assert np.isnan(numbers[1]).all()
     assert (numbers[0] == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("mxfp8:", r"leave out its colon \('mxfp8'\)"),
+        ("e2m1:STOCHASTIC:SATURATE:", r"leave out its colon \('e2m1:STOCHASTIC:SATURATE'\)"),
+        ("e2m1::SATURATE", "a part is empty"),
+        ("", "unknown format ''"),
+        (":", "unknown format ''"),
+    ],
+)
+def test_an_empty_part_of_a_text_is_refused(text: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        quantizers.parse(text)
+
+
+@pytest.mark.parametrize("given", [None, 3, ["mxfp8"]], ids=repr)
+def test_what_is_no_text_names_no_quantizer(given: object) -> None:
+    with pytest.raises(TypeError, match="expected a Quantizer or its text"):
+        quantizers.parse(given)  # type: ignore[arg-type]
+
+
+def test_masked_arrays_are_refused() -> None:
+    x = np.ma.masked_array(np.ones((2, 32), np.float32))
+    for quantizer in ("mxfp8", "nvfp4", "e4m3"):
+        with pytest.raises(TypeError, match="x is a masked array, and its mask would be lost"):
+            fp8sim.quantize(x, quantizer)

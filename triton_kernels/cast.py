@@ -12,9 +12,10 @@ import torch
 import triton
 import triton.language as tl
 
-from fp8sim import casting, formats
+from fp8sim import formats
 from fp8sim.casting import code_dtype
 from fp8sim.formats import FORMATS, Format
+from fp8sim.random_bits import random_keywords, signed64
 from fp8sim.rounding import Conversion, Overflow, Rounding, resolve, resolve_names
 from fp8sim.triton_kernels import interpreter
 from fp8sim.triton_kernels.random import random_integers
@@ -264,10 +265,10 @@ def _float_type(argument: str, x: Any) -> tuple[Conversion | None, int, Conversi
 
 def _random(to: Conversion, seed: int | None, stream: int, offset: int, random_bits: int) -> _Random:
     """The launch's random integers. ValueError for a seed that is missing or unused, or more bits than there are."""
-    words = casting.random_keywords(Rounding(to.rounding), seed, stream, offset, random_bits)
+    words = random_keywords(Rounding(to.rounding), seed, stream, offset, random_bits)
     if not words:
         return _Random()
-    key, counter = (casting.signed64(name, words[name]) for name in ("seed", "stream"))  # as Triton passes integers
+    key, counter = (signed64(name, words[name]) for name in ("seed", "stream"))  # as Triton passes integers
     return _Random(key, counter, words["offset"] // 64, words["offset"] % 64, words["random_bits"])
 
 

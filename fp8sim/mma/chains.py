@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from fp8sim import _core, casting, formats
+from fp8sim import _core, array_memory, casting, formats
 from fp8sim.mma.models import MmaModel, core_fields, operand_dtype
 from fp8sim.mma.names import parse
 
@@ -74,7 +74,7 @@ def chain(
     if out is not None:
         _check_out(target, shape, a, b)
     _run(model, batch, a, b, start, target, scales)
-    if out is not None and casting._is_tensor(out):
+    if out is not None and array_memory.is_tensor(out):
         sys.modules["torch"].autograd.graph.increment_version(out)
     return result
 
@@ -93,8 +93,8 @@ def _run(
     left, right = _broadcast(a, batch), _broadcast(b, batch)
     others = [None if x is None else _broadcast(x, batch) for x in (c, *scales)]
     for index in np.ndindex(*batch):
-        start, *factors = (None if x is None else casting._compact(x[index]) for x in others)
-        x, y = casting._compact(left[index]), casting._compact(right[index])
+        start, *factors = (None if x is None else array_memory.compact(x[index]) for x in others)
+        x, y = array_memory.compact(left[index]), array_memory.compact(right[index])
         _core.mma_chain(x, y, start, d[index], fields, *factors)
 
 
@@ -114,15 +114,15 @@ def _batch(a: Memory, b: Memory) -> tuple[int, ...]:
 
 def _memory(x: Any, argument: str, names: dict[str, str]) -> Memory:
     """The memory of `x` as unsigned integers; `names` maps the dtypes that it may have to theirs."""
-    if not isinstance(x, np.ndarray) and not casting._is_tensor(x):
+    if not isinstance(x, np.ndarray) and not array_memory.is_tensor(x):
         raise TypeError(f"{argument} is a {type(x).__name__}: expected a NumPy array or a CPU tensor")
-    name = casting.dtype_name(x.dtype)
+    name = array_memory.dtype_name(x.dtype)
     if name not in names:
         raise TypeError(f"{argument} has dtype {name}: expected {' or '.join(names)}")
     unsigned = names[name]
-    if casting._is_tensor(x) and name != unsigned:
+    if array_memory.is_tensor(x) and name != unsigned:
         x = x.detach().view(getattr(sys.modules["torch"], unsigned))
-    memory = casting._memory(x, argument)
+    memory = array_memory.memory_of(x, argument)
     return memory if memory.dtype.name == unsigned else memory.view(unsigned)
 
 
@@ -131,7 +131,7 @@ def _operand(x: Any, argument: str, fmt: str, model: MmaModel) -> Memory:
     own = "float32" if fmt == "tf32" else fmt
     memory = _memory(x, argument, {codes: codes, own: codes})
     if fmt not in ("tf32", "float64"):
-        casting._check_codes(memory, formats.parse(fmt))
+        casting.check_codes(memory, formats.parse(fmt))
     return memory
 
 
@@ -157,7 +157,7 @@ def _scales(x: Any, argument: str, model: MmaModel, operand: Memory) -> Memory |
 
 
 def _empty(like: Any, shape: tuple[int, ...], dtype: str) -> Any:
-    if casting._is_tensor(like):
+    if array_memory.is_tensor(like):
         torch = sys.modules["torch"]
         return torch.empty(shape, dtype=getattr(torch, dtype))
     return np.empty(shape, dtype)
@@ -168,5 +168,5 @@ def _check_out(target: Memory, shape: tuple[int, ...], a: Memory, b: Memory) -> 
         raise ValueError(f"out has shape {list(target.shape)}: expected {list(shape)}")
     if not target.flags.c_contiguous or not target.flags.aligned or not target.flags.writeable:
         raise ValueError("out is read-only, not aligned or not C-contiguous: pass a new array")
-    if casting._may_overlap(target, a) or casting._may_overlap(target, b):
+    if array_memory.may_overlap(target, a) or array_memory.may_overlap(target, b):
         raise ValueError("out overlaps an operand: pass memory of its own")

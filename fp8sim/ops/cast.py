@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch.autograd.function import once_differentiable
 
-from fp8sim import backends, casting, formats
-from fp8sim.casting import check_alone
+from fp8sim import array_memory, backends, casting, formats, presets
 from fp8sim.formats import Format
 from fp8sim.ops.library import constant_result, register
-from fp8sim.rounding import Overflow, Rounding, member, preset_policy
+from fp8sim.random_bits import check, signed64
+from fp8sim.rounding import Overflow, Rounding, member
 
 _Array = TypeVar("_Array", "np.ndarray[Any, Any]", torch.Tensor)
 
@@ -93,31 +93,65 @@ class _Cast(torch.autograd.Function):
         return grad, None, None
 
 
+class _Random(NamedTuple):
+    """The arguments that say which random bits to draw, as given."""
+
+    seed: int | torch.Tensor | None = None
+    stream: int = 0
+    offset: int = 0
+    random_bits: int = 32
+
+
 @constant_result
-def _policy(fmt: str | Format, rounding: Rounding | str, overflow: Overflow | str) -> str:
-    """The policy as one string. ValueError for a format, a mode or a combination that does not exist."""
+def _policy(fmt: str | Format, rounding: Rounding | str, overflow: Overflow | str) -> tuple[str, Rounding]:
+    """The policy as one string, and its mode. ValueError for a format, mode or combination that does not exist."""
     parsed = formats.parse(fmt)
     mode, limit = member(Rounding, rounding, "rounding"), member(Overflow, overflow, "overflow")
     casting.policy_of(parsed, mode, limit)
-    return f"{parsed}:{mode.name}:{limit.name}"
+    return f"{parsed}:{mode.name}:{limit.name}", mode
 
 
 @constant_result
-def _preset(fmt: str | Format, name: str) -> str:
-    """The policy of a preset as one string. ValueError for a preset that does not exist or does not know the format."""
+def _preset(fmt: str | Format, name: str, rounding: Rounding | str, overflow: Overflow | str) -> str:
+    """The policy of a preset as one string. ValueError for one that does not exist, know the format, or stand alone."""
     parsed = formats.parse(fmt)
-    preset_policy(name, parsed)
+    presets.preset_policy(name, parsed)
+    presets.check_alone(name, rounding, overflow, {})
     return f"{parsed}:{name}"
 
 
 def _arguments(
-    op: str, x: torch.Tensor, policy: str, seed: int | torch.Tensor | None, stream: int, offset: int, random_bits: int
+    op: str,
+    x: torch.Tensor,
+    fmt: str | Format,
+    rounding: Rounding | str,
+    overflow: Overflow | str,
+    preset: str | None,
+    random: _Random,
 ) -> tuple[Any, ...]:
     """The arguments of the registered `op` after `x`: the seed as a tensor, 64-bit patterns as int64."""
-    if seed is not None and not isinstance(seed, torch.Tensor):
-        seed = torch.tensor(casting.signed64("seed", seed))
     backend = backends.select(op, x.device.type)
-    return (policy, seed, casting.signed64("stream", stream), casting.signed64("offset", offset), random_bits, backend)
+    if preset is None:
+        policy, mode = _policy(fmt, rounding, overflow)
+        check(mode, *random)
+    else:
+        policy = _preset(fmt, preset, rounding, overflow)
+        presets.check_alone(preset, Rounding.TIES_TO_EVEN, Overflow.SATURATE, random._asdict())
+        if backend != "simulate":
+            raise ValueError(
+                f"preset={preset!r} needs the simulator, and this would run on {backend!r}: use a CPU tensor, and "
+                f"use_backend('simulate')"
+            )
+    places = (signed64(name, getattr(random, name)) for name in ("stream", "offset"))
+    return (policy, _seed_tensor(random.seed), *places, random.random_bits, backend)
+
+
+def _seed_tensor(seed: int | torch.Tensor | None) -> torch.Tensor | None:
+    if isinstance(seed, torch.Tensor):
+        if seed.dtype != torch.int64 or seed.numel() != 1:
+            raise TypeError(f"seed has dtype {seed.dtype} and {seed.numel()} elements: expected one int64, or an int")
+        return seed
+    return None if seed is None else torch.tensor(signed64("seed", seed))
 
 
 def cast(
@@ -130,22 +164,29 @@ def cast(
     stream: int = 0,
     offset: int = 0,
     random_bits: int = 32,
+    preset: str | None = None,
     grad_format: str | Format | None = None,
     out: _Array | None = None,
 ) -> _Array:
     """Round every element to a number of `fmt`, in the dtype of `x`: `decode(encode(x))` in one pass.
 
     Each of float64, float32, float16 and bfloat16 is rounded once. Subnormal numbers of either side, signed zeros and
-    infinities follow `fmt` and `overflow`; NaN stays NaN, or becomes the largest number in a format without NaN.
+    infinities follow `fmt` and `overflow`, which says what a format without infinities does; NaN stays NaN, or becomes
+    the largest number in a format without NaN.
     The gradient is straight-through: it passes unchanged, or cast to `grad_format`.
 
     Args:
-        x: [...], a NumPy array or torch tensor.
+        x: [...], a NumPy array or scalar, or a torch tensor.
         fmt: a format or its name; its name inside a function that torch before 2.13 compiles.
-        rounding, overflow: members of `Rounding` and `Overflow` or their names.
+        rounding, overflow: members of `Rounding` and `Overflow` or their names. `Overflow.INFINITY` makes NaN of too
+            large numbers in a format without infinities (E4M3), the largest number in a P3109 finite domain, and is
+            refused by a format that has neither infinity nor NaN (FP6, FP4).
         seed: 64 bits, for stochastic rounding; an int64 tensor does too.
         stream, offset: 64 bits each: which random numbers, and the index of the first element among them.
         random_bits: random bits per element, 1 to 32.
+        preset: a name in `fp8sim.presets.PRESETS` ("torch", "ml_dtypes", "cvt.rn.satfinite", ...), for the numbers that
+            another library gives, to which it converts and back; it decides rounding, overflow, and which NaN or number
+            a NaN becomes. The simulator alone takes it.
         grad_format: format of the gradient; ties to even, SATURATE.
         out: [...], where to put the result, `x` itself allowed; refused when a gradient is needed.
 
@@ -153,30 +194,32 @@ def cast(
         [...], of the kind and dtype of `x`; `out` if given.
 
     Raises:
-        ValueError: an unknown format or mode, a policy that the format cannot represent, a seed that is missing or
-            unused, an `out` that does not fit.
-        TypeError: an array or dtype that cannot be cast.
+        ValueError: an unknown format, mode or preset, a policy that the format cannot represent, a preset that says
+            nothing of `fmt`, stands beside what it decides or on another backend than the simulator, a seed that is
+            missing or unused, stream, offset or random_bits without one, an `out` that does not fit.
+        TypeError: an array or dtype that cannot be cast, a masked array, a seed or the like that is no integer.
     """
-    random: dict[str, Any] = {"seed": seed, "stream": stream, "offset": offset, "random_bits": random_bits}
+    random = _Random(seed, stream, offset, random_bits)
     if not isinstance(x, torch.Tensor):
         if grad_format is not None:
             raise ValueError("grad_format is for torch tensors: NumPy arrays have no gradient")
-        return casting.cast(x, fmt, rounding=rounding, overflow=overflow, out=out, **random)
-    policy = _policy(fmt, rounding, overflow)
+        options: dict[str, Any] = {"preset": preset, "out": out, **random._asdict()}
+        return casting.cast(x, fmt, rounding=rounding, overflow=overflow, **options)
+    arguments = _arguments("cast", x, fmt, rounding, overflow, preset, random)
     if out is not None:
-        return _cast_into(x, policy, out, random)
-    grad_policy = None if grad_format is None else _policy(grad_format, Rounding.TIES_TO_EVEN, Overflow.SATURATE)
-    result: torch.Tensor = _Cast.apply(x, _arguments("cast", x, policy, **random), grad_policy)  # type: ignore[no-untyped-call]
+        return _cast_into(x, arguments, out, random)
+    grad_policy = None if grad_format is None else _policy(grad_format, Rounding.TIES_TO_EVEN, Overflow.SATURATE)[0]
+    result: torch.Tensor = _Cast.apply(x, arguments, grad_policy)  # type: ignore[no-untyped-call]
     return result
 
 
-def _cast_into(x: torch.Tensor, policy: str, out: torch.Tensor, random: dict[str, Any]) -> torch.Tensor:
+def _cast_into(x: torch.Tensor, arguments: tuple[Any, ...], out: torch.Tensor, random: _Random) -> torch.Tensor:
     """`cast` with `out=`, which records no gradient."""
     if torch.is_grad_enabled() and (x.requires_grad or out.requires_grad):
         raise ValueError("out= is refused when a gradient is needed: drop it, or call under torch.no_grad()")
-    fmt, options = _parse(policy)
-    load = backends.row("cast", backends.select("cast", x.device.type)).load
-    result: torch.Tensor = load()(x, fmt, out=out, **options, **random)
+    fmt, options = _parse(arguments[0])
+    load = backends.row("cast", arguments[-1]).load
+    result: torch.Tensor = load()(x, fmt, out=out, **options, **random._asdict())
     return result
 
 
@@ -194,33 +237,17 @@ def encode(
 ) -> _Array:
     """The code of `fmt` that every element rounds to.
 
-    Arguments, special values and errors as for `cast`.
-
-    Args:
-        preset: a name in `fp8sim.rounding.PRESETS` ("torch", "ml_dtypes", "cvt.rn.satfinite", ...), for the codes of
-            another library, bit for bit; it decides rounding and overflow. The simulator alone takes it.
+    Arguments, special values and errors as for `cast`; a preset gives the codes of another library bit for bit, those
+    of NaN included.
 
     Returns:
         [...], uint8; uint16 for formats above 8 bits, uint32 above 16. One code per element, in the low bits.
-
-    Raises:
-        ValueError: an unknown preset, one that says nothing of `fmt`, one beside `rounding`, `overflow` or a seed, or
-            one on another backend than the simulator.
     """
-    random: dict[str, Any] = {"seed": seed, "stream": stream, "offset": offset, "random_bits": random_bits}
+    random = _Random(seed, stream, offset, random_bits)
     if not isinstance(x, torch.Tensor):
-        return casting.encode(x, fmt, rounding=rounding, overflow=overflow, preset=preset, **random)
-    if preset is None:
-        policy = _policy(fmt, rounding, overflow)
-    else:
-        check_alone(preset, rounding, overflow, seed)
-        policy = _preset(fmt, preset)
-    arguments = _arguments("encode", x, policy, **random)
-    if preset is not None and arguments[-1] != "simulate":
-        raise ValueError(
-            f"preset={preset!r} needs the simulator, and this would run on {arguments[-1]!r}: use a CPU tensor, and "
-            f"use_backend('simulate')"
-        )
+        options: dict[str, Any] = random._asdict()
+        return casting.encode(x, fmt, rounding=rounding, overflow=overflow, preset=preset, **options)
+    arguments = _arguments("encode", x, fmt, rounding, overflow, preset, random)
     result: torch.Tensor = _encode_op(x.detach(), *arguments)
     return result
 
@@ -243,6 +270,6 @@ def decode(codes: _Array, fmt: str | Format, *, dtype: Any = None) -> _Array:
     if not isinstance(codes, torch.Tensor):
         return casting.decode(codes, fmt, dtype=np.float32 if dtype is None else dtype)
     backend = backends.select("decode", codes.device.type)
-    name = "float32" if dtype is None else casting.dtype_name(dtype)
+    name = "float32" if dtype is None else array_memory.dtype_name(dtype)
     result: torch.Tensor = _decode_op(codes, str(formats.parse(fmt)), getattr(torch, name), backend)
     return result

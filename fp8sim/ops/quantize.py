@@ -37,17 +37,17 @@ def quantize(
             last axis; the last block of an axis holds what remains.
         quantizer: a `Quantizer` or its text: "mxfp8", "nvfp4", "fp8_1x128", ... (`fp8sim.quantizers.QUANTIZERS`), or a
             format for no scale factor.
-        seed, stream, offset, random_bits: as for `fp8sim.cast`, if the quantizer's mode is stochastic, as in
-            "e2m1:STOCHASTIC:SATURATE:" and a scale factor. Elements are counted in row-major order.
+        seed, stream, offset, random_bits: as for `fp8sim.cast`, if the quantizer's mode is stochastic, as that of
+            "e2m1:STOCHASTIC" is. Elements are counted in row-major order.
 
     Returns:
         Codes and scale factors, of the kind of `x`, without gradient. Special values as `Quantizer.quantize` and the
         quantizer's scale rule say.
 
     Raises:
-        ValueError: an unknown quantizer, too few axes, a seed that is missing or unused, a backend other than
-            "simulate".
-        TypeError: not an array or tensor of these dtypes.
+        ValueError: an unknown quantizer, too few axes, a seed that is missing or unused, stream, offset or random_bits
+            without one, a backend other than "simulate".
+        TypeError: not an array or tensor of these dtypes, a masked array, a seed that is no integer.
     """
     parsed = quantizers.parse(quantizer)
     device = x.device.type if isinstance(x, torch.Tensor) else "cpu"

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fp8sim import casting, formats
+from fp8sim import array_memory, casting, formats
 from fp8sim.formats import FORMATS, Format
 from fp8sim.mma.gemm import Operand
 from fp8sim.mma.models import MmaModel, operand_dtype
@@ -164,19 +164,19 @@ def _codes(x: Any, argument: str, fmt: str | Format | None) -> tuple[Array, str]
     if not isinstance(x, np.ndarray | torch.Tensor):
         raise TypeError(f"{argument} is a {type(x).__name__}: expected a QuantizedTensor, a NumPy array or a tensor")
     wanted = "float64" if fmt == "float64" else None if fmt is None else str(formats.parse(fmt))
-    dtype = casting.dtype_name(x.dtype)
+    dtype = array_memory.dtype_name(x.dtype)
     if dtype in _VALUES:
         return _values(x, argument, dtype, wanted)
     if dtype in FORMATS:
         if wanted not in (None, dtype):
             raise ValueError(f"{argument}_format={wanted}, but {argument} has dtype {dtype}: leave it out")
         unsigned = x.view(torch.uint8) if isinstance(x, torch.Tensor) else x.view(f"u{x.dtype.itemsize}")
-        return casting._memory(unsigned, argument), dtype
+        return array_memory.memory_of(unsigned, argument), dtype
     if wanted is None:
         raise ValueError(f"{argument} has dtype {dtype}: say what its codes mean with {argument}_format=")
     if dtype != operand_dtype(wanted):
         raise TypeError(f"{argument} has dtype {dtype}: codes of {wanted} are {operand_dtype(wanted)}")
-    return casting._memory(x, argument), wanted
+    return array_memory.memory_of(x, argument), wanted
 
 
 def _values(x: Any, argument: str, dtype: str, wanted: str | None) -> tuple[Array, str]:
@@ -184,7 +184,7 @@ def _values(x: Any, argument: str, dtype: str, wanted: str | None) -> tuple[Arra
     if wanted is None and dtype == "float32":
         raise ValueError(f"{argument} is float32: say on which grid its numbers lie with {argument}_format=, as 'e4m3'")
     name = wanted or dtype
-    memory = casting._memory(x, argument)
+    memory = array_memory.memory_of(x, argument)
     if name == dtype or (name == "tf32" and dtype == "float32"):
         return memory.view(operand_dtype(name)), name
     fmt = formats.parse(name)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fp8sim import casting, formats
+from fp8sim import array_memory, casting, formats
 from fp8sim.formats import Format
 from fp8sim.mma import gemm, plans
 from fp8sim.mma.models import MmaModel
@@ -78,11 +78,11 @@ def _as_given(right: Operands) -> list[int]:
 
 
 def _start(c: Any, shape: tuple[int, ...], model: MmaModel) -> NDArray[Any]:
-    if casting.dtype_name(getattr(c, "dtype", "object")) != model.accumulator:
+    if array_memory.dtype_name(getattr(c, "dtype", "object")) != model.accumulator:
         raise TypeError(f"c must be a {model.accumulator} array or tensor: {model} adds to one")
     if tuple(c.shape) != shape:
         raise ValueError(f"c has shape {list(c.shape)}: expected {list(shape)}")
-    return casting._memory(c, "c")
+    return array_memory.memory_of(c, "c")
 
 
 def _output(sums: NDArray[Any], output: str, plan: GemmPlan, like: Any) -> Any:

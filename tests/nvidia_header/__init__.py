@@ -50,11 +50,12 @@ def convert(codes: NDArray[np.unsignedinteger], source: str, target: str) -> NDA
     """Codes of `target` that NVIDIA's header gives for codes of `source` (round to nearest even; FP8 saturating).
 
     From fp32 and fp64 there are targets with another policy in their names, all of bytes: fp8e4nv_nosat, fp8e5_nosat;
-    e2m3, e3m2 and e2m1 each with _rn or _rz; e8m0_rz, e8m0_rp, e8m0_rz_nosat, e8m0_rp_nosat.
+    e2m3, e3m2 and e2m1 each with _rn or _rz; e8m0_rz, e8m0_rp, e8m0_rz_nosat, e8m0_rp_nosat. From fp32 alone there are
+    fp16 and bf16 with _rz, _rm (toward negative) and _rp (toward positive).
     """
     patterns = np.ascontiguousarray(codes, CODE_TYPES[source])
     done = subprocess.run([build(), f"{source}_to_{target}"], input=patterns.tobytes(), capture_output=True, check=True)
-    return np.frombuffer(done.stdout, CODE_TYPES.get(target, np.uint8)).reshape(patterns.shape)
+    return np.frombuffer(done.stdout, CODE_TYPES.get(target.split("_")[0], np.uint8)).reshape(patterns.shape)
 
 
 FP32_INF = 0x7F800000

@@ -86,6 +86,17 @@ uint32_t fp8_to_fp32(uint8_t code) {
 
 uint16_t fp32_to_bf16(uint32_t bits) { return static_cast<__nv_bfloat16_raw>(__float2bfloat16_rn(as_float(bits))).x; }
 uint16_t fp32_to_fp16(uint32_t bits) { return static_cast<__half_raw>(__float2half_rn(as_float(bits))).x; }
+
+template <__half (*convert)(float)>
+uint16_t fp32_to_fp16_by(uint32_t bits) {
+    return static_cast<__half_raw>(convert(as_float(bits))).x;
+}
+
+template <__nv_bfloat16 (*convert)(float)>
+uint16_t fp32_to_bf16_by(uint32_t bits) {
+    return static_cast<__nv_bfloat16_raw>(convert(as_float(bits))).x;
+}
+
 uint32_t fp16_to_fp32(uint16_t bits) { return same_bits<uint32_t>(__half2float(__half(same_bits<__half_raw>(bits)))); }
 
 uint32_t bf16_to_fp32(uint16_t bits) {
@@ -140,6 +151,12 @@ const std::map<std::string, void (*)()> kConversions = {
     {"fp32_to_bf16", stream<uint32_t, uint16_t, fp32_to_bf16>},
     {"bf16_to_fp32", stream<uint16_t, uint32_t, bf16_to_fp32>},
     {"fp32_to_fp16", stream<uint32_t, uint16_t, fp32_to_fp16>},
+    {"fp32_to_bf16_rz", stream<uint32_t, uint16_t, fp32_to_bf16_by<__float2bfloat16_rz>>},
+    {"fp32_to_bf16_rm", stream<uint32_t, uint16_t, fp32_to_bf16_by<__float2bfloat16_rd>>},
+    {"fp32_to_bf16_rp", stream<uint32_t, uint16_t, fp32_to_bf16_by<__float2bfloat16_ru>>},
+    {"fp32_to_fp16_rz", stream<uint32_t, uint16_t, fp32_to_fp16_by<__float2half_rz>>},
+    {"fp32_to_fp16_rm", stream<uint32_t, uint16_t, fp32_to_fp16_by<__float2half_rd>>},
+    {"fp32_to_fp16_rp", stream<uint32_t, uint16_t, fp32_to_fp16_by<__float2half_ru>>},
     {"fp16_to_fp32", stream<uint16_t, uint32_t, fp16_to_fp32>},
 };
 
