@@ -43,7 +43,8 @@ def takes_scalars(function: _Function) -> _Function:
     @functools.wraps(function)
     def wrapped(x: Any, *arguments: Any, **keywords: Any) -> Any:
         if isinstance(x, np.generic):
-            return function(np.asarray(x), *arguments, **keywords)[()]
+            result = function(np.asarray(x), *arguments, **keywords)
+            return result if result is keywords.get("out") else result[()]
         return function(x, *arguments, **keywords)
 
     return wrapped  # type: ignore[return-value]
