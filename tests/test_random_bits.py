@@ -1,5 +1,6 @@
 """Random bits: Philox and its layout against committed vectors; what stochastic rounding does with them, by counts."""
 
+import itertools
 import json
 import math
 from fractions import Fraction
@@ -9,13 +10,17 @@ from typing import Any
 import numpy as np
 import oracle
 import pytest
-from boundaries import random_integers
+from boundaries import assert_same_codes, bits_of, random_integers, widened
 
 from fp8sim import _core, casting, random_bits
 from fp8sim.formats import Format, parse
-from fp8sim.rounding import Rounding
+from fp8sim.rounding import Overflow, Rounding
 
 GOLDEN = json.loads((Path(__file__).parent / "golden/model/random.json").read_text())
+Array = np.ndarray[Any, Any]
+F64 = ("e4m3", "float64")
+FEW = {(0x3DFF, "fp16", 32), (0, "bf16", 32), (0x3FBF, "bf16", 32)}
+"""Where binary32 has so few bits below a code that hardly any random integer leaves room for an exact sum."""
 SEED, STREAM = 0x0123456789ABCDEF, 0xFEDCBA9876543210
 
 
@@ -98,6 +103,44 @@ def test_stochastic_rounding_by_exact_counts(name: str, bits: int) -> None:
                 Rounding.STOCHASTIC_EQUAL: 2 ** (bits - 1) if exact else 0,
             }
             assert {mode: away_count(x, fmt, below, mode, bits) for mode in expected} == expected
+
+
+def around_the_carry(fmt: Format, below: int, dtype: str, random: Array, bits: int, total: int) -> tuple[Array, Array]:
+    """(x, which): x lies (total - R) * 2^-N above code `below` where `dtype` has that number, else on it."""
+    low, high = float(fmt.value(below)), float(fmt.value(below + 1))
+    fraction = total - random.astype(np.int64)
+    exact = low + fraction * ((high - low) * 2.0**-bits)
+    x = exact.astype(dtype)
+    which = (x == exact) & (fraction > 0) & (fraction < 2**bits)
+    return np.where(which, x, np.array(low, dtype)), which
+
+
+@pytest.mark.usefixtures("any_isa")
+@pytest.mark.parametrize("isa", _core.isas())
+@pytest.mark.parametrize("mode", [Rounding.STOCHASTIC, Rounding.STOCHASTIC_A, Rounding.STOCHASTIC_B])
+@pytest.mark.parametrize(("name", "dtype"), [*((n, "float32") for n in ("e4m3", "e5m2", "e2m1", "fp16", "bf16")), F64])
+def test_a_sum_goes_up_where_it_carries_and_not_one_before(name: str, dtype: str, mode: Rounding, isa: str) -> None:
+    """Fraction and random integer add up to exactly 2^N - 1, which stays below, and to 2^N, which does not."""
+    _core.set_isa(isa)
+    fmt = parse(name)
+    for bits in (32, 23, 8):
+        options = {"seed": SEED, "stream": STREAM, "random_bits": bits}
+        random = random_integers(2**16, options)
+        for carries, below in itertools.product((False, True), (0, fmt.max_code // 2)):
+            x, which = around_the_carry(fmt, below, dtype, random, bits, 2**bits - 1 + carries)
+            expected = below + (which & carries)
+            what = f"{name} {dtype} {mode.name} {bits} {carries} {below}"
+            assert which.sum() > 3 or (below, name, bits) in FEW, what
+            by_definition = oracle.encode_array(widened(x), fmt, mode, Overflow.SATURATE, random, bits)
+            assert_same_codes(by_definition, expected, x, f"definition {what}")
+            assert_same_codes(casting.encode(x, fmt, rounding=mode, **options), expected, x, what)
+            numbers = casting.cast(x, fmt, rounding=mode, **options)
+            assert_same_codes(
+                bits_of(numbers),
+                bits_of(casting.decode(expected.astype(casting.code_dtype(fmt)), fmt, dtype=dtype)),
+                x,
+                f"cast {what}",
+            )
 
 
 @pytest.mark.parametrize(("name", "x"), [("e4m3", 1.03), ("e4m3", 0.0011), ("e5m2", 50000.0), ("e2m1", -0.07)])
