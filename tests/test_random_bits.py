@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import oracle
 import pytest
+import torch
 from boundaries import assert_same_codes, bits_of, random_integers, widened
 
+import fp8sim
 from fp8sim import _core, casting, random_bits
 from fp8sim.formats import Format, parse
 from fp8sim.rounding import Overflow, Rounding
@@ -164,3 +166,53 @@ def test_streams_are_uncorrelated() -> None:
         assert abs((a[1:] * a[:-1]).mean() * 12) < 4 / np.sqrt(count)
         for b in draws[:i]:
             assert abs((a * b).mean() * 12) < 4 / np.sqrt(count)
+
+
+# Misuse.
+
+X = np.ones(4, np.float32)
+
+
+def every_caller(x: Any, mode: str, **random: Any) -> list[Any]:
+    """Calls of everything that takes random bits; the backends' own functions included."""
+    calls = [
+        lambda f=f: f(x, "e4m3", rounding=mode, **random)
+        for f in (casting.cast, casting.encode, fp8sim.cast, fp8sim.encode)
+    ]
+    quantizer = f"e4m3:{mode}:SATURATE:1x32/FLOOR/DIVIDE/float8_e8m0fnu/propagate"
+    return [
+        *calls,
+        lambda: fp8sim.quantize(x, f"e4m3:{mode}", **random),
+        lambda: fp8sim.quantize(x, quantizer, **random),
+        lambda: random_bits.random_keywords(Rounding[mode], **random),
+    ]
+
+
+@pytest.mark.parametrize("x", [X, torch.ones(4)], ids=["array", "tensor"])
+@pytest.mark.parametrize("argument", ["stream", "offset", "random_bits"])
+def test_random_bits_without_a_seed_are_refused(argument: str, x: Any) -> None:
+    for call in every_caller(x, "TIES_TO_EVEN", **{argument: 7}):
+        with pytest.raises(ValueError, match=f"{argument}=7: there is no seed.*drop {argument}, or pass seed="):
+            call()
+    for call in every_caller(x, "STOCHASTIC", **{argument: 7}):
+        with pytest.raises(ValueError, match="rounding=STOCHASTIC needs random bits: pass seed="):
+            call()
+    for call in every_caller(x, "TO_ODD", seed=1, **{argument: 7}):
+        with pytest.raises(ValueError, match="seed=1: rounding=TO_ODD takes no random bits"):
+            call()
+
+
+@pytest.mark.parametrize("x", [X, torch.ones(4)], ids=["array", "tensor"])
+@pytest.mark.parametrize("argument", ["seed", "stream", "offset", "random_bits"])
+def test_random_bits_are_integers(argument: str, x: Any) -> None:
+    for value, kind in ((0.5, "float"), ("7", "str")):
+        for call in every_caller(x, "STOCHASTIC", **({"seed": 1} | {argument: value})):
+            with pytest.raises(TypeError, match=f"{argument}={value!r} is a {kind}: expected an integer"):
+                call()
+
+
+@pytest.mark.parametrize("seed", [torch.tensor(0.5), torch.tensor([1, 2]), torch.tensor(1, dtype=torch.int32)])
+def test_a_tensor_for_a_seed_is_one_int64(seed: torch.Tensor) -> None:
+    for call in (fp8sim.cast, fp8sim.encode):
+        with pytest.raises(TypeError, match="expected one int64, or an int"):
+            call(torch.ones(4), "e4m3", rounding="STOCHASTIC", seed=seed)
