@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 import fp8sim
 from fp8sim import backends, casting, cli, validate
-from fp8sim.analysis import definitions, kernels, report
+from fp8sim.analysis import definitions, kernels, report, unit_scale
 from fp8sim.analysis.verdicts import Verdict
 from fp8sim.backends import Backend
 from fp8sim.compare import Comparison
@@ -30,6 +30,7 @@ from fp8sim.training import scaling_check, text
 from fp8sim.training.model import ModelSize
 from fp8sim.training.text import Windows
 from fp8sim.unit_scaling import functional, rules
+from fp8sim.unit_scaling.functional import products
 from fp8sim.validate import Options, Validation
 
 SMALL = Options(
@@ -106,13 +107,13 @@ def _cast_twice_in_the_gemm(patch: pytest.MonkeyPatch) -> None:
 
 
 def _cast_twice_before_the_gemm(patch: pytest.MonkeyPatch) -> None:
-    original = functional._linear
-    patch.setattr(functional, "_linear", lambda input, *rest: original(fp8sim.cast(input, "e5m2"), *rest))
+    original = products._linear
+    patch.setattr(products, "_linear", lambda input, *rest: original(fp8sim.cast(input, "e5m2"), *rest))
 
 
 def _input_cut_off_from_its_gradient(patch: pytest.MonkeyPatch) -> None:
-    original = functional._linear
-    patch.setattr(functional, "_linear", lambda input, *rest: original(input.detach(), *rest))
+    original = products._linear
+    patch.setattr(products, "_linear", lambda input, *rest: original(input.detach(), *rest))
 
 
 def _gradient_cast_before_the_gemm(patch: pytest.MonkeyPatch) -> None:
@@ -173,29 +174,46 @@ def test_a_planted_fault_fails_with_the_rows_that_name_it(fault: str, monkeypatc
     assert all(detail in printed for detail in details)
 
 
-@pytest.mark.parametrize(
-    "function", ["gelu", "embedding", "rms_norm", "residual_split", "residual_add", "cross_entropy", "linear_readout"]
-)
-def test_a_wrong_factor_of_any_unit_scaled_operation_is_named(function: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    scale_bwd, scale_fwd = functional.scale_bwd, functional.scale_fwd
-    if function in ("gelu", "cross_entropy"):
-        original = getattr(rules, function)
+def _plant_wrong_factor(patch: pytest.MonkeyPatch, rule: str, index: int = 0) -> None:
+    """Factor `index` of a rule times 2^1/2."""
+    original = getattr(rules, rule)
 
-        def faulty(*args: Any) -> Any:
-            factors = original(*args)
-            return tuple(2**0.5 * f for f in factors) if isinstance(factors, tuple) else factors * 2**0.5
+    def faulty(*args: Any, **keywords: Any) -> Any:
+        factors = original(*args, **keywords)
+        if not isinstance(factors, tuple):
+            return factors * 2**0.5
+        wrong = [factor * (2**0.5 if i == index else 1) for i, factor in enumerate(factors)]
+        return type(factors)(*wrong) if hasattr(factors, "_fields") else tuple(wrong)
 
-        monkeypatch.setattr(rules, function, faulty)
-    elif function == "linear_readout":
-        monkeypatch.setattr(rules, "readout", lambda i, o, t: rules.LinearScales(1 / i, o**-0.5, (t / 2) ** -0.5))
-    elif function == "residual_add":
-        monkeypatch.setattr(functional, "scale_fwd", lambda x, scale: scale_fwd(x, scale * 2**0.5))
-    else:
-        monkeypatch.setattr(functional, "scale_bwd", lambda x, scale: scale_bwd(x, scale * 2**0.5))
+    patch.setattr(rules, rule, faulty)
+
+
+@pytest.mark.parametrize("rule", ["gelu", "embedding", "norm_weight", "residual", "cross_entropy", "readout"])
+def test_a_wrong_factor_of_a_unit_scaled_operation_is_named(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    _plant_wrong_factor(monkeypatch, rule)
     validation = validate.run(dataclasses.replace(SMALL, recipes=("bf16",)))
     (row,) = (row for row in validation.rows if row.verdict is Verdict.FAIL)
     assert row.name.startswith("unit-scaled ops")
     assert validation.exit_code() == 1
+
+
+FACTORS = {
+    **dict.fromkeys(("linear", "readout", "matmul", "conv1d", "add"), 3),
+    **dict.fromkeys(("gelu", "silu", "relu", "relu_squared", "tanh", "sigmoid", "softmax", "residual"), 2),
+    **dict.fromkeys(("silu_glu", "attention", "dropout", "embedding", "norm_weight", "cross_entropy", "mse_loss"), 1),
+}
+"""Rules, and how many factors each has."""
+
+
+@pytest.mark.parametrize(
+    ("rule", "index"), [(rule, index) for rule, number in FACTORS.items() for index in range(number)]
+)
+def test_definitions_and_scales_both_see_every_factor(rule: str, index: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    _plant_wrong_factor(monkeypatch, rule, index)
+    cases = {name: case for name, case in unit_scale.CASES.items() if rule.removesuffix("_weight") in name}
+    monkeypatch.setattr(unit_scale, "CASES", cases)
+    assert definitions.check_definitions().mismatches > 0
+    assert unit_scale.check_unit_scale().mismatches > 0
 
 
 # Kernels.
@@ -266,9 +284,12 @@ def test_a_fault_planted_into_a_kernel_is_a_mismatch(fault: str) -> None:
 DEFINITION_FAULTS: dict[str, tuple[str, Callable[..., Any]]] = {
     "gelu": ("gelu", lambda x, *rest, **kw: x * torch.sigmoid(1.702 * x) * 1.77),
     "gelu gradient negated": ("gelu", lambda x, *rest, **kw: scale_bwd(GOOD.gelu(x, *rest, **kw), -1.0)),
-    "gradient of the loss negated": ("cross_entropy", lambda x, t: scale_bwd(GOOD.cross_entropy(x, t), -1.0)),
-    "targets rolled by one": ("cross_entropy", lambda x, t: GOOD.cross_entropy(x, t.roll(1))),
-    "eps": ("rms_norm", lambda x, gain=None: GOOD.rms_norm(x, gain, eps=0.05)),
+    "gradient of the loss negated": (
+        "cross_entropy",
+        lambda x, *rest, **kw: scale_bwd(GOOD.cross_entropy(x, *rest, **kw), -1.0),
+    ),
+    "targets rolled by one": ("cross_entropy", lambda x, t, *rest, **kw: GOOD.cross_entropy(x, t.roll(1), *rest, **kw)),
+    "eps": ("rms_norm", lambda x, shape, gain=None: GOOD.rms_norm(x, shape, gain, eps=0.05)),
     "tau ignored": ("residual_add", lambda b, s, tau: GOOD.residual_add(b, s, 1.0)),
     "branch and skip swapped": ("residual_add", lambda b, s, tau: GOOD.residual_add(s, b, tau)),
     "branch negated": ("residual_add", lambda b, s, tau: GOOD.residual_add(-b, s, tau)),

@@ -105,7 +105,7 @@ class RMSNorm(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., W] -> [..., W]."""
-        return functional.rms_norm(x, eps=self.eps, recipe=self.recipe)
+        return functional.rms_norm(x, x.shape[-1:], eps=self.eps, recipe=self.recipe)
 
 
 class GELU(torch.nn.Module):
@@ -123,4 +123,4 @@ class GELU(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [...] -> [...]."""
-        return functional.gelu(x, self.mult, recipe=self.recipe, constraint=self.constraint)
+        return functional.gelu(x, mult=self.mult, recipe=self.recipe, constraint=self.constraint)

@@ -13,7 +13,7 @@ import torch
 
 class _ScaleForward(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, scale: float) -> torch.Tensor:
+    def forward(ctx: Any, x: torch.Tensor, scale: float | torch.Tensor) -> torch.Tensor:
         return x * scale
 
     @staticmethod
@@ -32,8 +32,8 @@ class _ScaleBackward(torch.autograd.Function):
         return grad * ctx.scale, None
 
 
-def scale_fwd(x: torch.Tensor, scale: float) -> torch.Tensor:
-    """y = scale * x; the gradient passes unchanged. x, y: [...]."""
+def scale_fwd(x: torch.Tensor, scale: float | torch.Tensor) -> torch.Tensor:
+    """y = scale * x; the gradient passes unchanged. x, y: [...]; scale: a number, or a tensor [] without gradient."""
     return _apply(_ScaleForward, x, scale)
 
 
@@ -42,6 +42,6 @@ def scale_bwd(x: torch.Tensor, scale: float) -> torch.Tensor:
     return _apply(_ScaleBackward, x, scale)
 
 
-def _apply(function: type[torch.autograd.Function], x: torch.Tensor, scale: float) -> torch.Tensor:
+def _apply(function: type[torch.autograd.Function], x: torch.Tensor, scale: float | torch.Tensor) -> torch.Tensor:
     result: torch.Tensor = function.apply(x, scale)
     return result

@@ -3,46 +3,70 @@
 An operation f becomes `alpha * f`, with its gradients multiplied by betas that need not equal alpha: alpha makes the
 output's standard deviation one for unit-normal inputs, beta does so for each gradient for unit-normal output gradients
 (Blake et al. 2023, "Unit Scaling", section 4; Blake et al. 2024, "u-muP", appendix B). To add a rule, add a function.
+
+Gradients of weights are sums over the tokens of the batch. Where a call sees a part of the batch (data parallelism,
+gradient accumulation), `batch_tokens` is the count over the whole of it, and the parts' gradients are to be summed, not
+averaged.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import NamedTuple
 
-CONSTRAINTS: Mapping[str, Callable[..., float]] = MappingProxyType(
-    {
-        "gmean": lambda *scales: math.prod(scales) ** (1 / len(scales)),
-        "hmean": lambda *scales: len(scales) / sum(1 / s for s in scales),
-        "amean": lambda *scales: sum(scales) / len(scales),
-        "to_output_scale": lambda *scales: scales[0],
-        "to_grad_input_scale": lambda *scales: scales[1],
-    }
+from fp8sim.unit_scaling.constraints import CONSTRAINTS, constrain, interpolate
+from fp8sim.unit_scaling.nonlinear_rules import (
+    attention,
+    gelu,
+    relu,
+    relu_squared,
+    sigmoid,
+    silu,
+    silu_glu,
+    softmax,
+    tanh,
 )
-"""How an operation's factors are tied so that its gradient stays that of some function (Blake et al. 2023, section 5).
+from fp8sim.unit_scaling.residual import (
+    DEPTHS,
+    ResidualScales,
+    residual,
+    residual_tau,
+    transformer_residual_tau,
+)
 
-Needed wherever the operation's input is used elsewhere too (a non-cut edge); None leaves the factors apart.
-"""
-
-
-def constrain(constraint: str | None, *scales: float) -> tuple[float, ...]:
-    """`scales` (output first, then gradients), tied by the constraint of that name; unchanged for None.
-
-    Raises:
-        ValueError: an unknown constraint.
-    """
-    if constraint is None:
-        return scales
-    if constraint not in CONSTRAINTS:
-        raise ValueError(f"constraint={constraint!r}: use one of {', '.join(CONSTRAINTS)}, or None")
-    return (CONSTRAINTS[constraint](*scales),) * len(scales)
-
-
-def interpolate(a: float, low: float, high: float) -> float:
-    """The geometric interpolation low^(1-a) * high^a between two limits (u-muP, appendix B)."""
-    return math.exp(a * math.log(high) + (1 - a) * math.log(low))
+__all__ = [
+    "CONSTRAINTS",
+    "DEPTHS",
+    "AddScales",
+    "LinearScales",
+    "MatmulScales",
+    "ResidualScales",
+    "adam_learning_rate",
+    "add",
+    "attention",
+    "constrain",
+    "conv1d",
+    "cross_entropy",
+    "dropout",
+    "embedding",
+    "gelu",
+    "interpolate",
+    "linear",
+    "matmul",
+    "mse_loss",
+    "norm_weight",
+    "readout",
+    "relu",
+    "relu_squared",
+    "residual",
+    "residual_tau",
+    "sigmoid",
+    "silu",
+    "silu_glu",
+    "softmax",
+    "tanh",
+    "transformer_residual_tau",
+]
 
 
 class LinearScales(NamedTuple):
@@ -54,7 +78,11 @@ class LinearScales(NamedTuple):
 
 
 def linear(
-    in_features: int, out_features: int, batch_tokens: int, constraint: str | None = "to_output_scale"
+    in_features: int,
+    out_features: int,
+    batch_tokens: int,
+    constraint: str | None = "to_output_scale",
+    scale_power: tuple[float, float, float] = (0.5, 0.5, 0.5),
 ) -> LinearScales:
     """in^-1/2, out^-1/2 and T^-1/2; the weight is a cut edge, so its factor is never tied (u-muP, table 8).
 
@@ -62,9 +90,11 @@ def linear(
         in_features, out_features: of the weight [O, I].
         batch_tokens: T, rows of the input over the whole (global) batch.
         constraint: ties the first two.
+        scale_power: (p0, p1, p2) for in^-p0, out^-p1 and T^-p2.
     """
-    output, grad_input = constrain(constraint, in_features**-0.5, out_features**-0.5)
-    return LinearScales(output, grad_input, batch_tokens**-0.5)
+    p0, p1, p2 = scale_power
+    output, grad_input = constrain(constraint, in_features**-p0, out_features**-p1)
+    return LinearScales(output, grad_input, batch_tokens**-p2)
 
 
 def readout(in_features: int, out_features: int, batch_tokens: int) -> LinearScales:
@@ -72,17 +102,91 @@ def readout(in_features: int, out_features: int, batch_tokens: int) -> LinearSca
     return LinearScales(1 / in_features, out_features**-0.5, batch_tokens**-0.5)
 
 
-def gelu(mult: float = 1.0, constraint: str | None = "to_output_scale") -> tuple[float, float]:
-    """(alpha, beta) of gelu(m * x) / m, a fit between the limits x/2 (m -> 0) and relu (m -> infinity).
+class MatmulScales(NamedTuple):
+    """Factors of a product of two activations: on its output and on the gradients of both."""
 
-    alpha runs from 2 to sqrt(2 / (1 - 1/pi)) = 1 / std(relu), beta from 2 to sqrt(2) = 1 / rms(relu'), with weight
-    1 / (1 + 1/(4 m^2)) (u-muP, appendix B).
+    output: float
+    grad_left: float
+    grad_right: float
+
+
+def matmul(m: int, k: int, n: int, constraint: str | None = "to_output_scale") -> MatmulScales:
+    """k^-1/2, n^-1/2 and m^-1/2 of [m, k] @ [k, n]: each result's own number of terms (u-muP, table 8).
+
+    Args:
+        m, k, n: sizes of the operands.
+        constraint: ties all three.
     """
-    weight = 1 / (1 + 1 / (4 * mult**2))
-    alpha = interpolate(weight, 2, math.sqrt(2 / (1 - 1 / math.pi)))
-    beta = interpolate(weight, 2, math.sqrt(2))
-    tied = constrain(constraint, alpha, beta)
-    return tied[0], tied[1]
+    return MatmulScales(*constrain(constraint, k**-0.5, n**-0.5, m**-0.5))
+
+
+def conv1d(
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int,
+    batch_tokens: int,
+    *,
+    stride: int = 1,
+    groups: int = 1,
+    constraint: str | None = "to_output_scale",
+) -> LinearScales:
+    """(I K / g)^-1/2, (s g / (O K))^1/2 and T^-1/2: `linear` with each output's, input's and weight's number of terms.
+
+    An input enters K / s windows of O / g channels, on average and but for the ends, where padding leaves fewer terms.
+    Dilation changes no count.
+
+    Args:
+        in_channels, out_channels, kernel_size: I, O and K; the weight is [O, I / g, K].
+        batch_tokens: T, positions of the output over the whole (global) batch.
+        stride, groups: s and g.
+        constraint: ties the first two.
+    """
+    fan_in = in_channels // groups * kernel_size
+    fan_out = out_channels * kernel_size / (stride * groups)
+    output, grad_input = constrain(constraint, fan_in**-0.5, fan_out**-0.5)
+    return LinearScales(output, grad_input, batch_tokens**-0.5)
+
+
+class AddScales(NamedTuple):
+    """Factors of a sum: on its output and on the gradients of both operands."""
+
+    output: float
+    grad_left: float
+    grad_right: float
+
+
+def add(
+    left_repeats: int = 1,
+    right_repeats: int = 1,
+    constraint: str | None = "to_output_scale",
+    *,
+    is_shift: bool = False,
+) -> AddScales:
+    """2^-1/2, and 1 for the gradient of an operand of the sum's shape (u-muP, table 8).
+
+    An operand that is repeated r times (broadcast) has a gradient that is the sum of r terms, and factor r^-1/2. It is
+    never tied: a broadcast operand is a parameter, like a bias, and tied its gradient would be r^1/2 too large.
+
+    Args:
+        left_repeats, right_repeats: elements of the sum over elements of the operand.
+        constraint: ties the output's factor and those of operands that are not repeated.
+        is_shift: one operand is a single number, which shifts the sum and leaves its standard deviation: 1 for 2^-1/2.
+    """
+    repeats = (left_repeats, right_repeats)
+    output, *tied = constrain(constraint, 1.0 if is_shift else math.sqrt(0.5), *(1.0 for r in repeats if r == 1))
+    left, right = (tied.pop() if r == 1 else r**-0.5 for r in repeats)
+    return AddScales(output, left, right)
+
+
+def dropout(p: float) -> float:
+    """The one factor (1 - p)^1/2 of dropout, whose kept elements are multiplied by 1 / (1 - p) (u-muP, table 8).
+
+    Raises:
+        ValueError: p outside 0 .. 1.
+    """
+    if not 0 <= p <= 1:
+        raise ValueError(f"p={p}: a probability is 0 to 1")
+    return math.sqrt(1 - p)
 
 
 def embedding(vocabulary: int, lookups: int) -> float:
@@ -91,48 +195,31 @@ def embedding(vocabulary: int, lookups: int) -> float:
 
 
 def norm_weight(rows: int) -> float:
-    """Factor rows^-1/2 on the gradients of a norm's gain and bias, which are summed over `rows` (u-muP, table 8)."""
+    """Factor rows^-1/2 on the gradients of a norm's gain and bias, which are summed over `rows` (u-muP, table 8).
+
+    The output and the gradient of the input need none: a norm makes its own scale.
+    """
     return 1 / math.sqrt(rows)
 
 
-def cross_entropy(classes: int) -> float:
+def cross_entropy(classes: int, label_smoothing: float = 0.0) -> float:
     """Factor V / sqrt(V - 1) on the gradient of the summed loss, exact at uniform logits (u-muP, table 8).
 
+    Smoothing by e makes that gradient, target minus 1/V, smaller by 1 - e, and the factor larger.
+
     Raises:
-        ValueError: fewer than two classes, for which the gradient is zero.
+        ValueError: fewer than two classes, for which the gradient is zero; smoothing outside 0 <= e < 1.
     """
     if classes < 2:
         raise ValueError(f"classes={classes}: cross-entropy needs at least 2")
-    return classes / math.sqrt(classes - 1)
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"label_smoothing={label_smoothing}: at least 0 and below 1, where the gradient is zero")
+    return classes / math.sqrt(classes - 1) / (1 - label_smoothing)
 
 
-class ResidualScales(NamedTuple):
-    """Coefficients of a residual connection; their squares sum to one."""
-
-    branch: float
-    skip: float
-
-
-def residual(tau: float) -> ResidualScales:
-    """tau / sqrt(1 + tau^2) for the branch, 1 / sqrt(1 + tau^2) for the skip (u-muP, equation 24).
-
-    A larger tau favours the branch.
-    """
-    return ResidualScales(tau / math.hypot(1, tau), 1 / math.hypot(1, tau))
-
-
-def residual_tau(index: int, branches: int, alpha: float = 1.0) -> float:
-    """tau of branch `index` of `branches` equal ones, so that all branches together weigh alpha^2 against the input.
-
-    alpha / sqrt(L + i * alpha^2) for i = 0 .. L - 1: the scheme of u-muP, appendix G, for branches of a single kind.
-    Every branch ends with the same share of the output's variance; with alpha = 1 the input keeps one half.
-
-    Raises:
-        ValueError: an index outside 0 .. branches - 1.
-    """
-    if not 0 <= index < branches:
-        raise ValueError(f"index={index}: the branches are 0 to {branches - 1}")
-    return alpha / math.sqrt(branches + index * alpha**2)
+def mse_loss() -> float:
+    """Factor 8^-1/2 on the gradients of the summed squares: 2 (a - b) has variance 8 (u-muP, table 8)."""
+    return 1 / math.sqrt(8)
 
 
 def adam_learning_rate(kind: str, fan_in: int, depth: int | None = None) -> float:

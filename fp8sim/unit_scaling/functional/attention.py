@@ -1,0 +1,200 @@
+"""softmax and scaled_dot_product_attention.
+
+Recipes say nothing of attention's two products yet: q k^T and p v are computed in the dtype of their operands.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from fp8sim.recipes import Recipe
+from fp8sim.unit_scaling import rules
+from fp8sim.unit_scaling.functional.common import UNIT_SCALED, apply, is_unit_scaled, scaled_product
+
+
+class _Softmax(torch.autograd.Function):
+    """alpha * softmax(m * x), with a gradient multiplied by beta instead of alpha."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, dim: int, mult: float, alpha: float, beta: float) -> torch.Tensor:
+        probabilities = torch.softmax(x if mult == 1.0 else x * mult, dim)
+        ctx.save_for_backward(probabilities)
+        ctx.dim, ctx.factor = dim, beta * mult
+        return probabilities * alpha
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None]:
+        (probabilities,) = ctx.saved_tensors
+        gradient = torch.ops.aten._softmax_backward_data(grad, probabilities, ctx.dim, probabilities.dtype)
+        return gradient.mul_(ctx.factor), None, None, None, None
+
+
+def softmax(
+    input: torch.Tensor,
+    dim: int,
+    *,
+    dtype: torch.dtype | None = None,
+    mult: float = 1.0,
+    recipe: str | Recipe = UNIT_SCALED,
+    constraint: str | None = "to_output_scale",
+) -> torch.Tensor:
+    """softmax(mult * x) along `dim`, with the factors of `rules.softmax` if the recipe is unit-scaled.
+
+    Unit-scaled, the results add up to alpha, not to one.
+
+    Args:
+        input: x [...].
+        dim: the dimension that adds up.
+        dtype: x is converted to it first; None keeps its own.
+        mult: positive; the inverse of a temperature.
+        recipe: its parametrization decides.
+        constraint: ties the factors of output and gradient.
+
+    Returns:
+        [...].
+
+    Raises:
+        ValueError: an unknown recipe or constraint, a multiplier that is not positive.
+        IndexError: no such dimension.
+    """
+    x = input if dtype is None else input.to(dtype)
+    alpha, beta = rules.softmax(x.shape[dim] if x.ndim else 1, mult, constraint)
+    if is_unit_scaled(recipe):
+        return apply(_Softmax, x, dim, mult, alpha, beta)
+    return torch.softmax(x if mult == 1.0 else x * mult, dim)
+
+
+def scaled_dot_product_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    *,
+    mult: float = 1.0,
+    scale_power: float | None = None,
+    root_softmax: bool = False,
+    factor_length: int | None = None,
+    factor_causal: bool | None = None,
+    recipe: str | Recipe = UNIT_SCALED,
+) -> torch.Tensor:
+    """softmax(mult * D^-scale_power * query @ key^T + mask) @ value, times `rules.attention` if unit-scaled.
+
+    The one factor is on the output and on all gradients. Those of query and key stay small by nature (a standard
+    deviation of 0.12 at D = 64), as in the published rule. The factor depends on the number of keys, so a model that
+    decodes token by token, its keys in a cache, passes the length it was trained on as `factor_length` and
+    `factor_causal=True`, and gets the outputs of the whole sequence.
+
+    Args:
+        query: [..., H, L, D]. key: [..., G, S, D]. value: [..., G, S, E]. G is H, or divides it with `enable_gqa`.
+        attn_mask: broadcastable to [..., H, L, S]; bool, True where a key is seen, or a float that is added.
+        dropout_p: share of the probabilities that is dropped.
+        is_causal: query i sees keys 0 .. i; not with `attn_mask`.
+        scale: in place of D^-scale_power.
+        enable_gqa: each key and value serves H / G queries.
+        mult: positive; alpha_attn-softmax of u-muP.
+        scale_power: 1 (muP) or 1/2 (torch, muS); None: 1 if the recipe is unit-scaled, else 1/2.
+        root_softmax: take the square roots of the probabilities (muS: Narayan et al. 2025, section 3.1), which keep the
+            variance of independent values.
+        factor_length: how many keys the factor is for; None: S.
+        factor_causal: whether the factor is that of a causal mask; None: `is_causal`. A causal `attn_mask` is not
+            recognised: pass True.
+        recipe: its parametrization decides.
+
+    Returns:
+        [..., H, L, E]. Rows that see no key are 0.
+
+    Raises:
+        ValueError: both a mask and `is_causal`, shapes that do not fit, a multiplier that is not positive, dropout_p
+            outside 0 .. 1, an unknown recipe.
+    """
+    _check_attention(query, key, value, attn_mask, is_causal, enable_gqa)
+    kept = rules.dropout(dropout_p)
+    if not mult > 0:
+        raise ValueError(f"mult={mult}: a multiplier is positive")
+    unit_scaled = is_unit_scaled(recipe)
+    width = max(1, query.shape[-1])
+    if scale is None:
+        scale = width ** -((1.0 if unit_scaled else 0.5) if scale_power is None else scale_power)
+    scale *= mult
+    attend = _root_attention if root_softmax else F.scaled_dot_product_attention
+    output = attend(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+    if not unit_scaled or kept == 0:
+        return output
+    factor = rules.attention(
+        key.shape[-2] if factor_length is None else factor_length,
+        abs(scale) * math.sqrt(width),
+        causal=is_causal if factor_causal is None else factor_causal,
+        dropout_p=dropout_p,
+        root_softmax=root_softmax,
+    )
+    return output * factor
+
+
+class _RootSoftmax(torch.autograd.Function):
+    """r = softmax(x)^1/2 along the last dimension; dr_i / dx_j = r_i (delta_ij - r_j^2) / 2, finite at r = 0."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        root: torch.Tensor = torch.ops.aten._safe_softmax(x, -1).sqrt()
+        ctx.save_for_backward(root)
+        return root
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+        (root,) = ctx.saved_tensors
+        inner = (grad * root).sum(-1, keepdim=True)
+        return scaled_product(root, grad - root * inner, 0.5)
+
+
+def _root_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None,
+    dropout_p: float,
+    is_causal: bool,
+    *,
+    scale: float,
+    enable_gqa: bool,
+) -> torch.Tensor:
+    """torch's scaled_dot_product_attention with the square roots of the probabilities."""
+    if enable_gqa:
+        copies = query.shape[-3] // key.shape[-3]
+        key, value = (x.repeat_interleave(copies, -3) for x in (key, value))
+    logits = query @ key.mT * scale
+    if is_causal:
+        attn_mask = torch.ones(logits.shape[-2:], dtype=torch.bool, device=logits.device).tril()
+    if attn_mask is not None:
+        logits = logits.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype == torch.bool else logits + attn_mask
+    return F.dropout(apply(_RootSoftmax, logits), dropout_p) @ value
+
+
+def _check_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None,
+    is_causal: bool,
+    enable_gqa: bool,
+) -> None:
+    if attn_mask is not None and is_causal:
+        raise ValueError("is_causal=True and an attn_mask: pass one; a causal mask is ones(L, S).tril()")
+    shapes = [list(x.shape) for x in (query, key, value)]
+    fits = min(x.ndim for x in (query, key, value)) >= (3 if enable_gqa else 2)
+    if not fits or query.shape[-1] != key.shape[-1] or key.shape[-2] != value.shape[-2]:
+        raise ValueError(f"attention takes query [..., L, D], key [..., S, D] and value [..., S, E], got {shapes}")
+    if enable_gqa and (key.shape[-3] != value.shape[-3] or query.shape[-3] % key.shape[-3]):
+        raise ValueError(
+            f"enable_gqa=True takes key and value of as many heads, which divide the query's, got {shapes}"
+        )

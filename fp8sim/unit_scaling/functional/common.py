@@ -1,0 +1,43 @@
+"""What the drop-in functions share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from fp8sim import recipes
+from fp8sim.recipes import Recipe
+
+UNIT_SCALED = "unit_scaled"
+"""The default recipe: unit scaling in high precision."""
+
+
+def is_unit_scaled(recipe: str | Recipe) -> bool:
+    """Whether operations carry factors under this recipe."""
+    return recipes.parse(recipe).is_unit_scaled
+
+
+def apply(function: type[torch.autograd.Function], *args: Any) -> torch.Tensor:
+    """`function.apply(*args)`, typed."""
+    result: torch.Tensor = function.apply(*args)
+    return result
+
+
+def count_tokens(batch_tokens: int | None, here: int) -> int:
+    """`batch_tokens`, or for None those `here`, at least 1 so that an empty input has a factor."""
+    if batch_tokens is None:
+        return max(1, here)
+    if batch_tokens < 1:
+        raise ValueError(f"batch_tokens={batch_tokens}: a count of 1 or more, or None for the tokens of this call")
+    return batch_tokens
+
+
+def count_rows(input: torch.Tensor) -> int:
+    """Rows of [..., W]."""
+    return input.shape[:-1].numel()
+
+
+def scaled_product(a: torch.Tensor, b: torch.Tensor, factor: float) -> torch.Tensor:
+    """factor * a * b in one pass: addcmul is torch's only product with a factor."""
+    return torch.addcmul(a.new_zeros(()), a, b, value=factor)

@@ -1,0 +1,114 @@
+"""Functions of which only the weight's gradient needs a factor: embedding, layer_norm, rms_norm."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+import torch
+from torch.nn import functional as F
+
+from fp8sim.recipes import Recipe
+from fp8sim.simulate.scale import scale_bwd
+from fp8sim.unit_scaling import rules
+from fp8sim.unit_scaling.functional.common import UNIT_SCALED, count_tokens, is_unit_scaled
+
+
+def embedding(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+    *,
+    recipe: str | Recipe = UNIT_SCALED,
+    batch_tokens: int | None = None,
+) -> torch.Tensor:
+    """Rows of `weight`, whose gradient has the factor of `rules.embedding` if the recipe is unit-scaled.
+
+    Args:
+        input: [...], integers in 0 .. V - 1. weight: [V, W].
+        padding_idx: a row without gradient; its lookups count as tokens.
+        max_norm, norm_type, scale_grad_by_freq: as for torch; the first and last change scale, and unit-scaled recipes
+            refuse them.
+        sparse: whether the gradient is a sparse tensor.
+        recipe: its parametrization decides.
+        batch_tokens: lookups in the whole batch, where this call sees a part of it; None: this input's.
+
+    Returns:
+        [..., W].
+
+    Raises:
+        ValueError: an unknown recipe, `max_norm` or `scale_grad_by_freq` under a unit-scaled one, `batch_tokens` < 1.
+    """
+    if is_unit_scaled(recipe):
+        if max_norm is not None or scale_grad_by_freq:
+            raise ValueError(
+                f"max_norm={max_norm}, scale_grad_by_freq={scale_grad_by_freq}: both change the scale that the recipe "
+                f"sets; leave them out, or use a recipe of the standard parametrization"
+            )
+        weight = scale_bwd(weight, rules.embedding(weight.shape[0], count_tokens(batch_tokens, input.numel())))
+    return F.embedding(input, weight, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse)
+
+
+def layer_norm(
+    input: torch.Tensor,
+    normalized_shape: Sequence[int],
+    weight: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    recipe: str | Recipe = UNIT_SCALED,
+    batch_tokens: int | None = None,
+) -> torch.Tensor:
+    """torch's layer_norm; the gradients of gain and bias have the factor of `rules.norm_weight` if unit-scaled.
+
+    Args:
+        input: [..., *normalized_shape].
+        normalized_shape: the trailing dimensions that are normalised together.
+        weight, bias: of shape normalized_shape, or None.
+        eps: added to the variance.
+        recipe: its parametrization decides.
+        batch_tokens: rows in the whole batch, where this call sees a part of it; None: this input's.
+
+    Returns:
+        [..., *normalized_shape].
+
+    Raises:
+        ValueError: an unknown recipe, `batch_tokens` < 1.
+    """
+    weight, bias = (_gain(p, input, normalized_shape, recipe, batch_tokens) for p in (weight, bias))
+    return F.layer_norm(input, list(normalized_shape), weight, bias, eps)
+
+
+def rms_norm(
+    input: torch.Tensor,
+    normalized_shape: Sequence[int],
+    weight: torch.Tensor | None = None,
+    eps: float | None = 1e-5,
+    *,
+    recipe: str | Recipe = UNIT_SCALED,
+    batch_tokens: int | None = None,
+) -> torch.Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight; the gain's gradient has the factor of `rules.norm_weight` if unit-scaled.
+
+    Arguments, result and errors as for `layer_norm`, except eps: it is added to the mean square, and None is torch's
+    default, the distance from 1 to the dtype's next number.
+    """
+    weight = _gain(weight, input, normalized_shape, recipe, batch_tokens)
+    return F.rms_norm(input, list(normalized_shape), weight, eps)
+
+
+def _gain(
+    parameter: torch.Tensor | None,
+    input: torch.Tensor,
+    normalized_shape: Sequence[int],
+    recipe: str | Recipe,
+    batch_tokens: int | None,
+) -> torch.Tensor | None:
+    if parameter is None or not is_unit_scaled(recipe):
+        return parameter
+    rows = input.numel() // max(1, prod(normalized_shape))
+    return scale_bwd(parameter, rules.norm_weight(count_tokens(batch_tokens, rows)))
