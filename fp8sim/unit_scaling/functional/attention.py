@@ -119,6 +119,8 @@ def scaled_dot_product_attention(
     """
     _check_attention(query, key, value, attn_mask, is_causal, enable_gqa)
     kept = rules.dropout(dropout_p)
+    if factor_length is not None and factor_length < 1:
+        raise ValueError(f"factor_length={factor_length}: a number of keys, 1 or more, or None for those of `key`")
     if not mult > 0:
         raise ValueError(f"mult={mult}: a multiplier is positive")
     unit_scaled = is_unit_scaled(recipe)

@@ -107,7 +107,8 @@ class _Join(torch.autograd.Function):
 
 
 def _weighted(a: torch.Tensor, a_coefficient: float, b: torch.Tensor, b_coefficient: float) -> torch.Tensor:
-    return torch.add(b * b_coefficient, a, alpha=a_coefficient)
+    """a_coefficient * a + b_coefficient * b. Not by add's alpha, which torch rounds to the dtype."""
+    return torch.addcmul(b * b_coefficient, a, a.new_ones(()), value=a_coefficient)
 
 
 def residual_split(
