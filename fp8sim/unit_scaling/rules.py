@@ -220,21 +220,3 @@ def cross_entropy(classes: int, label_smoothing: float = 0.0) -> float:
 def mse_loss() -> float:
     """Factor 8^-1/2 on the gradients of the summed squares: 2 (a - b) has variance 8 (u-muP, table 8)."""
     return 1 / math.sqrt(8)
-
-
-def adam_learning_rate(kind: str, fan_in: int, depth: int | None = None) -> float:
-    """Factor on the learning rate of an Adam-like optimizer (u-muP, tables 1 and 2).
-
-    Args:
-        kind: "hidden" and "embedding": fan_in^-1/2; "readout", "norm" and "bias": 1.
-        fan_in: the width that a row of the weight has: I of a linear layer, the width of an embedding.
-        depth: number of blocks, for a parameter on a residual branch: a further depth^-1/2. None elsewhere.
-
-    Raises:
-        ValueError: an unknown kind.
-    """
-    width_factor = 1 / math.sqrt(fan_in)
-    factors = {"hidden": width_factor, "embedding": width_factor, "readout": 1.0, "norm": 1.0, "bias": 1.0}
-    if kind not in factors:
-        raise ValueError(f"kind={kind!r}: use one of {', '.join(factors)}")
-    return factors[kind] / (1.0 if depth is None else math.sqrt(depth))
