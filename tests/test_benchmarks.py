@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import cases, mma, peers, run, scaling, timing
+from benchmarks import cases, mma, optim, peers, run, scaling, timing
 from benchmarks.cases import REGISTRY, Policy
 from fp8sim import _core
 
@@ -138,3 +138,16 @@ def test_the_gain_of_a_second_thread_is_measured_beside_arithmetic() -> None:
     finally:
         _core.set_num_threads(threads)
     assert row["share"] == pytest.approx(row["gain"] / row["arithmetic_gain"])
+
+
+def test_a_step_in_merged_groups_is_checked_before_it_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = optim.measure(samples=1, tensors=8)
+    assert (row["groups"], row["ratios"]["foreach, one group"]) == (3, 1.0)
+    assert json.loads(json.dumps(row)) == row
+    monkeypatch.setitem(optim.AT_MOST, "foreach, merged groups", 0.0)
+    assert "(<= 0.0 MISSED)" in "\n".join(optim.lines(optim.measure(samples=1, tensors=8)))
+    monkeypatch.setattr(optim, "merged", optim.together)
+    row = optim.measure(samples=1, tensors=8)
+    assert row["wrong"] == "merged groups do not step as single groups do"
+    assert "microseconds" not in row
+    assert "WRONG, not timed" in optim.lines(row)[0]
