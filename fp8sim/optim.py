@@ -184,7 +184,7 @@ class AdamAtan2(torch.optim.Optimizer):
     ) -> None:
         """One update of parameters of one device and dtype."""
         states = [self._state_of(parameter) for parameter in parameters]
-        # Everything is pointwise, so a shard is updated as a tensor of its own.
+        # Everything is pointwise, so a shard is updated as a tensor of its own, past the dispatch of DTensor.
         w = [_local(parameter) for parameter in parameters]
         g = [_local(parameter.grad) for parameter in parameters]
         m, v = ([_local(state[name]) for state in states] for name in ("exp_avg", "exp_avg_sq"))
