@@ -41,7 +41,6 @@ __all__ = [
     "LinearScales",
     "MatmulScales",
     "ResidualScales",
-    "adam_learning_rate",
     "add",
     "attention",
     "constrain",
