@@ -72,9 +72,13 @@ def centres(fmt: Format) -> Array:
     )
 
 
-@functools.cache
 def boundaries(fmt: Format, dtype: str) -> Array:
-    """The points of one source dtype, of either sign, specials last."""
+    """The points of one source dtype, of either sign, specials last; an array of the caller's own."""
+    return _boundaries(fmt, dtype).copy()
+
+
+@functools.cache
+def _boundaries(fmt: Format, dtype: str) -> Array:
     kind = FLOATS[dtype]
     with np.errstate(all="ignore"):
         middle = centres(fmt).astype(kind)
