@@ -104,7 +104,8 @@ PRESETS: dict[str, dict[str, Policy]] = {
 }
 """What libraries make of binary32 (and of binary16 and bfloat16, which widen to it), bit for bit, by format.
 
-torch: `Tensor.to`; 2.12 changed float8_e4m3fn, which saturated no infinity and no number before, and nothing else here.
+torch: `Tensor.to`; 2.12 changed float8_e4m3fn, which saturated no infinity and no number before. The other formats are
+taken to be as they were; an older torch was not at hand to compare them with.
 ml_dtypes: `astype`, which is NumPy's for float16. cvt: CUDA's conversions, named as in PTX (ISA 9.1), as the headers
 emulate them (`__NV_SATFINITE` or `__NV_NOSAT`); FP8 without satfinite and FP6 and FP4 toward zero are the header's own.
 The header has neither tf32 nor float16 and bfloat16 with satfinite: these are by the text of the ISA, which does not
