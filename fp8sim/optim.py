@@ -113,7 +113,7 @@ def _with_base(
         base_depth = base_depth or there.depth
     if weight.depth is None:
         return weight
-    counted = 1 if base_depth is None else mup.depth_of(base_depth, convention)
+    counted = weight.base_depth if base_depth is None else mup.depth_of(base_depth, convention)
     return replace(weight, depth=mup.depth_of(weight.depth, convention), base_depth=counted)
 
 
@@ -125,7 +125,7 @@ def _group(rate: float, decay: float, eps: float | None, parameters: list[torch.
 class AdamAtan2(torch.optim.Optimizer):
     """Adam without eps: w <- (1 - lr * weight_decay) * w - lr * a * atan2(m, b * sqrt(v)).
 
-    m and v are Adam's bias-corrected moments (Everett et al. 2024, section 5). The update does not depend on the scale
+    m and v are Adam's bias-corrected moments (Everett et al. 2024). The update does not depend on the scale
     of the gradient at all, is at most a * pi/2 per unit of `lr`, and is 0 where m and v are 0. Where v underflows to 0
     and m does not, it is that of the quotient of m and the smallest normal number. NaN in a gradient gives NaN.
 

@@ -138,7 +138,7 @@ def mup(
     alpha_output: float = 1.0,
     embedding_rate: float = 1.0,
 ) -> Abc:
-    """muP (Yang et al. 2022, "Tensor Programs V", table 8; as in Blake et al. 2024, "u-muP", tables 1 and 2).
+    """muP (Yang et al. 2022, "Tensor Programs V"; as in Blake et al. 2024, "u-muP", tables 1 and 2).
 
     With n = fan_in / base_fan_in, m = fan_out / base_fan_out and d = (base_depth / depth)^1/2, or 1 outside branches:
 
@@ -150,8 +150,8 @@ def mup(
     | readout   | alpha_output/n  | sigma           | d                  | n      |
     | norm,bias | 1               | 0               | d                  | m      |
 
-    SGD's rates do not change with depth; `embedding_rate` counts under either. The column of SGD is that of table 8,
-    with m / n for hidden weights that are not square (the rule of the mup package's MuSGD).
+    SGD's rates do not change with depth; `embedding_rate` counts under either. The column of SGD is Yang et
+    al.'s, with m / n for hidden weights that are not square (the rule of the mup package's MuSGD).
 
     Args:
         init_std: sigma, the initial standard deviation at the base width.
@@ -250,7 +250,7 @@ def rescaled(factors: Abc, theta: float, optimizer: str = "adam") -> Abc:
     """The abc-symmetry: (A theta, B / theta, C / theta) trains like (A, B, C), with C / theta^2 under SGD.
 
     The gradient is theta times what it was. Adam's updates stay equal if its eps is multiplied by theta too (or is 0).
-    Weight decay that is independent of the rate is unaffected. (Yang & Hu 2021; u-muP, section 2.1.)
+    Weight decay that is independent of the rate is unaffected. (Yang & Hu 2021.)
 
     Raises:
         ValueError: theta that is not positive, or an unknown optimizer.
@@ -285,7 +285,7 @@ def weight_decay(weight: Weight, decay: float, learning_rate: float, rule: str =
         decay: lambda.
         learning_rate: of this weight, C included, at its peak.
         rule: "independent": lambda / learning_rate, so that a step takes off lambda * w at the peak, and s * lambda * w
-            where a scheduler has multiplied the rate by s (Wortsman et al. 2023, section 2.1; u-muP, section 3.1).
+            where a scheduler has multiplied the rate by s (Wortsman et al. 2023; u-muP asks for it).
             "coupled": lambda, as in torch. "mup": lambda * fan_in / base_fan_in for hidden weights, whose rate is
             divided by that (MuAdam of the mup package).
 
