@@ -130,6 +130,19 @@ def test_fault_9_the_compiler_takes_everything_as_one_graph(recipe: str) -> None
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # raised by torch's own tracer
+def test_fault_9_lengths_may_vary() -> None:
+    """Factors that depend on sizes are computed for those of each call."""
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        return functional.scaled_dot_product_attention(functional.softmax(x, -2), x, x, is_causal=True)
+
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager", dynamic=True)
+    for length in (3, 5, 8):
+        x = normal(2, length, 4)
+        torch.testing.assert_close(compiled(x), function(x))
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # raised by torch's own tracer
 def test_fault_9_dropout_compiles_too() -> None:
     compiled = torch.compile(lambda x: functional.dropout(x, 0.25), fullgraph=True, backend="aot_eager")
     x = torch.ones(10_000, requires_grad=True)

@@ -41,14 +41,15 @@ def operations(m: int, n: int, mult: float, constraint: str | None) -> dict[str,
     """Every function without randomness, on inputs of about m x n elements."""
     tied, both = constraint is not None, {"mult": mult, "constraint": constraint}
     one, shape = {"constraint": constraint}, (m, n)
-    linear = rules.linear(n, 5, m, constraint)
-    conv = rules.conv1d(4, 6, 3, m * ((n + 1) // 2), stride=2, groups=2, constraint=constraint)
-    matmul, glu = rules.matmul(m, n, 5, constraint), rules.silu_glu(mult)
+    tokens = max(1, m)
+    linear = rules.linear(n, 5, tokens, constraint)
+    conv = rules.conv1d(4, 6, 3, tokens * ((n + 1) // 2), stride=2, groups=2, constraint=constraint)
+    matmul, glu = rules.matmul(tokens, n, 5, constraint), rules.silu_glu(mult)
     add = rules.add(1, 1, constraint, is_shift=m * n == 1)
-    row = rules.add(1, m, constraint, is_shift=n == 1)
+    row = rules.add(1, tokens, constraint, is_shift=n == 1)
     attention = rules.attention(n, mult * 4**-0.5)
-    readout = rules.readout(n, 5, m)
-    gain = rules.norm_weight(m)
+    readout = rules.readout(n, 5, tokens)
+    gain = rules.norm_weight(tokens)
     activations = {
         "gelu": _one_input(
             functional.gelu, lambda x: F.gelu(x * mult) / mult, rules.gelu(mult, constraint), shape, tied, **both
@@ -119,13 +120,13 @@ def operations(m: int, n: int, mult: float, constraint: str | None) -> dict[str,
         "add": Op(lambda a, b: functional.add(a, b, **one), define(torch.add, *add), (shape, shape), tied),
         "add of a row": Op(lambda a, b: functional.add(a, b, **one), define(torch.add, *row), (shape, (n,)), False),
         "residual": Op(
-            lambda x: functional.residual_apply(torch.sin, x, mult),
-            lambda x: (mult * torch.sin(x) + x) / (1 + mult**2) ** 0.5,
+            lambda x: functional.residual_apply(torch.sin, x, 1.5 * mult),
+            lambda x: (1.5 * mult * torch.sin(x) + x) / (1 + (1.5 * mult) ** 2) ** 0.5,
             (shape,),
         ),
         "mse_loss": Op(
             functional.mse_loss,
-            define(lambda a, b: F.mse_loss(a, b, reduction="sum"), 1 / (m * n), 8**-0.5, 8**-0.5),
+            define(lambda a, b: F.mse_loss(a, b, reduction="sum"), 1 / (tokens * n), 8**-0.5, 8**-0.5),
             (shape, shape),
             False,
         ),

@@ -48,4 +48,5 @@ def constrain(constraint: str | None, *scales: float) -> tuple[float, ...]:
 
 def interpolate(a: float, low: float, high: float) -> float:
     """The geometric interpolation low^(1-a) * high^a between two limits (u-muP, appendix B)."""
-    return math.exp(a * math.log(high) + (1 - a) * math.log(low))
+    result: float = low ** (1 - a) * high**a
+    return result

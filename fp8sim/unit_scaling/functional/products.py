@@ -39,7 +39,8 @@ def matmul(
     scales = ops.UNSCALED
     if is_unit_scaled(recipe):
         ops.check_operands(a, b)
-        scales = ops.Scales(*rules.matmul(a.shape[-2], a.shape[-1], b.shape[-1], constraint))
+        m, k, n = (max(1, size) for size in (a.shape[-2], a.shape[-1], b.shape[-1]))
+        scales = ops.Scales(*rules.matmul(m, k, n, constraint))
     return ops.matmul(a, b, recipe=recipe, scales=scales, name=name)
 
 
@@ -184,7 +185,8 @@ def conv1d(
     columns = grouped.reshape(groups, sequences * positions, fan_in)
     kernels = weight.reshape(groups, outputs // groups, fan_in)
     product = ops.matmul(columns, kernels.mT, recipe=recipe, scales=ops.Scales(*factors), name=name)
-    output = product.reshape(groups, sequences, positions, -1).permute(1, 0, 3, 2).reshape(sequences, outputs, -1)
+    parts = product.reshape(groups, sequences, positions, outputs // groups).permute(1, 0, 3, 2)
+    output = parts.reshape(sequences, outputs, positions)
     bias = _bias(bias, factors)
     return output if bias is None else output + bias.to(output.dtype)[:, None]
 

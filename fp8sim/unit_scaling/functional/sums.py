@@ -66,7 +66,7 @@ def add(
     if not is_unit_scaled(recipe):
         return input + other
     total = torch.broadcast_shapes(input.shape, other.shape).numel()
-    repeats = [total // max(1, x.numel()) for x in (input, other)]
+    repeats = [max(1, total // max(1, x.numel())) for x in (input, other)]
     if batch_tokens is not None:
         if sorted(r > 1 for r in repeats) != [False, True]:
             raise ValueError(
