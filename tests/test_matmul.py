@@ -149,6 +149,7 @@ def test_opcheck() -> None:
     gemm = torch.ops.fp8sim.gemm.default
     torch.library.opcheck(gemm, (torch.randn(6, 8), torch.randn(8, 5), e4m3, "", *tail))
     torch.library.opcheck(gemm, (torch.randn(2, 6, 8), torch.randn(5, 8).mT, "", e4m3, *tail))
+    torch.library.opcheck(gemm, (torch.randn(6, 2, 8).transpose(0, 1), torch.randn(2, 5, 8).mT, e4m3, e4m3, *tail))
 
 
 def test_checkpointing_recomputes_the_same_bits() -> None:
