@@ -74,19 +74,20 @@ $(INSTALLED): $(DEPENDENCIES) setup.py $(wildcard csrc/*/*)
 	@$(PIP) install --no-deps --no-build-isolation --editable .
 	@touch $@
 
-# triton is pinned apart: a CUDA build of torch brings the triton that it needs, a CPU build brings none. So is torchao,
-# with which tests and benchmarks compare: it must not bring another torch.
+# triton is pinned apart: a CUDA build of torch brings the triton that it needs, a CPU build brings none. So are libraries
+# with which tests and benchmarks compare: they must not bring another torch.
+WITNESSES := torchao unit-scaling docstring-parser einops
 $(DEPENDENCIES): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("fp8sim needs Python 3.11 or later, and $(PYTHON) is " + sys.version.split()[0] + ": name another one, e.g. make PYTHON=python3.11")'
 	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	@echo "installing the pinned requirements in $(VENV) ..."
-	@grep -v -e '^triton==' -e '^torchao==' constraints.txt > $(VENV)/requirements.txt
+	@grep -v $(foreach name,triton $(WITNESSES),-e '^$(name)==') constraints.txt > $(VENV)/requirements.txt
 	@$(PIP) install --requirement $(VENV)/requirements.txt
 	@$(RUN) -c 'import importlib.util, sys; sys.exit(sys.platform == "linux" and not importlib.util.find_spec("triton"))' \
 	    || $(PIP) install "$$(grep '^triton==' constraints.txt)" \
 	    || echo "triton is not installable here: the simulator works without it, the Triton kernels are not checked"
-	@$(PIP) install --no-deps "$$(grep '^torchao==' constraints.txt)" \
-	    || echo "torchao is not installable here: tests and benchmarks do without its answers"
+	@$(PIP) install --no-deps $$(grep $(foreach name,$(WITNESSES),-e '^$(name)==') constraints.txt) \
+	    || echo "$(WITNESSES): not installable here; tests and benchmarks do without their answers"
 	@touch $@
 
 clean:
