@@ -16,7 +16,7 @@ FP8SIM_HD_CALL uint64_t add_emulated(const MmaModel& m, const Number* a, const N
     const int half = m.k / 2;
     uint64_t sum = 0;
     for (int high = 0; high < 2; ++high) {
-        Number half_a[kMostEmulatedHalf], half_b[kMostEmulatedHalf];
+        Number half_a[kMostEmulatedHalf] = {}, half_b[kMostEmulatedHalf] = {};
         for (int i = 0; i < half; ++i) {
             const int k = 4 * (i / 2) + 2 * high + i % 2;
             half_a[i] = a[k];
