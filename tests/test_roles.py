@@ -2,6 +2,8 @@
 
 import copy
 import io
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -154,6 +156,8 @@ def trained(
 def on_one_of_two(rank: int, store: str) -> None:
     """DDP and FSDP2 keep the kinds, and train as one process does: each process has the same batch."""
     torch.set_num_threads(1)
+    if sys.platform == "linux":
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a machine's own name need not resolve
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     mesh = torch.distributed.init_device_mesh("cpu", (2,))
     for optimizer in (torch.optim.AdamW, AdamAtan2):
