@@ -50,6 +50,7 @@ ENOUGH = 0.95
 _UNUSED = "a signed format uses no `below`, and `narrow` names the rounding mode itself"
 _DETERMINISTIC = "ties to even takes no random bits"
 _SLOWER = "a path that is right for more formats, and slower"
+_ANY_BUT_ZERO = "whether it has -0: all but 0 say yes"
 _LOW_ENOUGH = "any exponent below that of every format will do"
 EQUIVALENT = {
     "core/element.hpp: 0,      0x8000, 0x7F80, 0xFF80, 0x7F80, 0xFF80, 0x7FC0, 0xFFC0, [1]};": _UNUSED,
@@ -58,6 +59,10 @@ EQUIVALENT = {
     "core/element.hpp: return {10,     -14,    0, 0x7BFF, 0x7C00, 0x7C01, 0x8000, 1,      [1],": _UNUSED,
     "core/element.hpp: return static_cast<uint16_t>(encode<Rounding::kTiesToEven, Reach::kAligned, "
     "uint32_t>(bits, to_bfloat16(), [1], 32));": _DETERMINISTIC,
+    "core/element.hpp: return static_cast<uint16_t>(encode<Rounding::kTiesToEven, Reach::kWithin, "
+    "uint32_t>(bits, to_float16(), 0, [33]));": _DETERMINISTIC,
+    "core/element.hpp: return {7,      -126,   0, 0x7F7F, 0x7F80, 0x7F81, 0x8000, [2],      0,": _ANY_BUT_ZERO,
+    "core/element.hpp: return {10,     -14,    0, 0x7BFF, 0x7C00, 0x7C01, 0x8000, [2],      0,": _ANY_BUT_ZERO,
     "core/rounding.hpp: field = subnormal ? (bits == 0 ? Int{} - (1 << [18]) : normalised) : field;": _LOW_ENOUGH,
     "core/rounding.hpp: field = subnormal ? (bits == 0 ? Int{} - ([2] << 17) : normalised) : field;": _LOW_ENOUGH,
     "core/rounding.hpp: static constexpr int kAllShiftedOut = kFractionBits + [4];": "all is shifted out",
@@ -65,8 +70,8 @@ EQUIVALENT = {
     "core/rounding.hpp: const Word left = where(n [>=] shift, n - shift);": "0 either way where they are equal",
     "core/rounding.hpp: const Word right = smaller<Word>(where(shift [>=] n, shift - n), all_shifted_out);": "as left",
     "core/rounding.hpp: const int64_t highest_field = lowest_field + binades [+] 1;": _SLOWER,
-    "core/rounding.hpp: const int64_t binades = larger<int64_t>((c.max_code + c.offset) [<<] c.mantissa_bits, "
-    "1);": _SLOWER,
+    "core/rounding.hpp: const int64_t binades = larger<int64_t>(largest [<<] c.mantissa_bits, 1);": _SLOWER,
+    "core/rounding.hpp: const int64_t binades = larger<int64_t>(largest >> c.mantissa_bits, [2]);": _SLOWER,
     "core/rounding.hpp: return emin_field > 1 ? Reach::kWithin : (emin_field == [2] ? Reach::kAligned : "
     "Reach::kBeyond);": _SLOWER,
 }

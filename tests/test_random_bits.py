@@ -145,6 +145,27 @@ def test_a_sum_goes_up_where_it_carries_and_not_one_before(name: str, dtype: str
             )
 
 
+@pytest.mark.usefixtures("any_isa")
+@pytest.mark.parametrize("isa", _core.isas())
+@pytest.mark.parametrize("mode", [Rounding.STOCHASTIC, Rounding.STOCHASTIC_A, Rounding.STOCHASTIC_B])
+@pytest.mark.parametrize("lost", [1, 2, 3])
+@pytest.mark.parametrize("name", ["e4m3", "bf16"])
+def test_bits_below_the_random_ones_decide_where_the_sum_is_on_the_edge(
+    name: str, lost: int, mode: Rounding, isa: str
+) -> None:
+    """The N bits that a random integer meets add up with it to 2^N - 1; `lost` more bits of x lie below them."""
+    _core.set_isa(isa)
+    fmt = parse(name)
+    bits = 23 - fmt.mantissa_bits - lost
+    options = {"seed": SEED, "stream": STREAM, "random_bits": bits}
+    random = random_integers(2**10, options)
+    for low in range(2**lost):
+        rest = ((2**bits - 1 - random) << np.uint32(lost)) + np.uint32(low)
+        x = (np.float32(1).view(np.uint32) + rest).view(np.float32)
+        expected = oracle.encode_array(widened(x), fmt, mode, Overflow.SATURATE, random, bits)
+        assert_same_codes(casting.encode(x, fmt, rounding=mode, **options), expected, x, f"{bits} bits, then {low}")
+
+
 @pytest.mark.parametrize(("name", "x"), [("e4m3", 1.03), ("e4m3", 0.0011), ("e5m2", 50000.0), ("e2m1", -0.07)])
 def test_stochastic_rounding_is_right_on_average(name: str, x: float) -> None:
     count = 2**18

@@ -174,7 +174,7 @@ FP8SIM_HD auto rounds_away(Word rest, Word shift, Word random, int random_bits) 
     } else if constexpr (mode == Rounding::kStochasticA) {
         return (quotient << left) > threshold;
     } else if constexpr (mode == Rounding::kStochasticB) {
-        const Word next_bit = ((rest << 1) >> right) & where(right != 0, zero + 1);
+        const Word next_bit = ((rest << 1) >> right) & (zero + 1);  // 0 where nothing is lost
         return (quotient << left) + next_bit > threshold;
     } else {
         const Word unit = (zero + 1) << right;
