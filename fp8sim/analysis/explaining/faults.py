@@ -1,0 +1,261 @@
+"""Faults that leave their mark in a whole GEMM: a forgotten tail of K, a wrong factor, an operand that was not cast."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fp8sim import formats, mma
+from fp8sim.analysis.explaining.hypotheses import Hypothesis
+from fp8sim.analysis.explaining.problem import Array, Indices, Problem, differs, numbers_of, rounded, rows_of
+from fp8sim.mma import gemm
+from fp8sim.mma.gemm import Operand
+from fp8sim.mma.plans import Place
+
+Doubles = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+
+_TILES = (8, 16, 32, 64, 128, 256)
+_TAIL_HYPOTHESES = 256
+_SMALL = 4
+_EXPLAINED = 0.1
+"""A fault that leaves more than this share of the deviation is not the one."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What would make an output differ as it does.
+
+    Attributes:
+        kind: "missing_tail", "wrong_factor", "not_cast" or "tie_rule".
+        text: the fault in words.
+        exact: whether it reproduces every bit; otherwise it brings every element within the rounding bound.
+        details: numbers: where along k, in which rows and columns, which factor.
+    """
+
+    kind: str
+    text: str
+    exact: bool
+    details: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return dataclasses.asdict(self)
+
+
+def tie_rule(count: int) -> Fault:
+    """Every element that differs is a tie."""
+    text = f"all {count} elements that differ are ties of the output's rounding: it breaks them otherwise"
+    return Fault("tie_rule", text, False, {"ties": count})
+
+
+def locate(problem: Problem, hypothesis: Hypothesis, wrong: Mask, beyond: Mask) -> list[Fault]:
+    """What brings every element within the rounding bound; a forgotten tail of K apart."""
+    found = list(_not_cast(problem, hypothesis)) if beyond.any() else []
+    return found or list(_wrong_factor(problem, hypothesis, wrong))
+
+
+# The exact sum, and how far rounding can lead from it
+
+
+def beyond_bound(problem: Problem, hypothesis: Hypothesis) -> Mask:
+    """Elements [M, N] that no rounding takes so far from the exact sum of products."""
+    a, b = problem.pair(hypothesis)
+    deviation = _actual(problem) - _exact(problem, hypothesis, a, b)
+    return _outside(deviation, _bound(problem, hypothesis, a, b))
+
+
+def _outside(deviation: Doubles, bound: Doubles) -> Mask:
+    """Where finite numbers lie too far from each other. Overflow and NaN have no distance."""
+    with np.errstate(invalid="ignore"):
+        far: Mask = np.isfinite(deviation) & (np.abs(deviation) > bound)
+    return far
+
+
+def _actual(problem: Problem) -> Doubles:
+    assert problem.actual is not None
+    numbers: Doubles = numbers_of(problem.actual, problem.container)
+    return numbers
+
+
+def _exact(problem: Problem, hypothesis: Hypothesis, a: Operand, b: Operand) -> Doubles:
+    """The sum in binary64."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        exact: Doubles = _numbers(a) @ _numbers(b).T
+        if problem.c is not None:
+            factors = np.ones((1, 1))
+            if hypothesis.plan.factors is Place.EPILOGUE:
+                k = problem.k
+                factors = np.outer(a.factor(0, k).astype(np.float64), b.factor(0, k).astype(np.float64))
+            exact = exact + problem.c.astype(np.float64) * factors
+    return exact
+
+
+def _numbers(x: Operand) -> Doubles:
+    """The operand [R, K] with its factors outside of the instruction."""
+    numbers: Doubles = numbers_of(x.codes, x.format)
+    if x.scale_inv is None:
+        return numbers
+    block = x.block or max(1, x.codes.shape[1])
+    factors = np.repeat(x.scale_inv.astype(np.float64), block, axis=1)
+    scaled: Doubles = numbers * factors[:, : x.codes.shape[1]]
+    return scaled
+
+
+def _bound(problem: Problem, hypothesis: Hypothesis, a: Operand, b: Operand) -> Doubles:
+    """How far from the exact sum rounding can lead, the output's included."""
+    model = problem.model(hypothesis)
+    kept = min(bits for bits in (model.fraction_bits, model.output.kept_bits, 23) if bits is not None)
+    numbers = (torch.from_numpy(_numbers(x)).nan_to_num(0, 0, 0) for x in (a, b))
+    left, right = numbers
+    inside = mma.error_bound(left, right.T, scale=2.0 ** (25 - kept)).numpy()
+    magnitude = np.abs(_exact(problem, hypothesis, a, b))
+    return inside + _output_step(magnitude, hypothesis)
+
+
+def _output_step(magnitude: Doubles, hypothesis: Hypothesis) -> Doubles:
+    """The distance of neighbours in the output's format."""
+    if hypothesis.output == "float64":
+        return magnitude * 2.0**-52
+    fmt = formats.parse(hypothesis.output)
+    step: Doubles = np.maximum(magnitude * 2.0**-fmt.mantissa_bits, float(fmt.smallest))
+    return step
+
+
+# A tail of K that was forgotten
+
+
+def missing_tail(problem: Problem, hypotheses: Sequence[Hypothesis]) -> tuple[Fault, Hypothesis] | None:
+    """A shorter sum that reproduces every bit, and by which hypothesis; a few elements are tried before all."""
+    small = _few(problem.m), _few(problem.n)
+    unsplit = [hypothesis for hypothesis in hypotheses if hypothesis.plan.split_k == 1][:_TAIL_HYPOTHESES]
+    for stop in _stops(problem.k):
+        for hypothesis in unsplit:
+            if _is_sum_to(problem, hypothesis, stop, *small) and _is_sum_to(problem, hypothesis, stop):
+                missing = problem.k - stop
+                text = f"the last {missing} of {problem.k} products are missing: {hypothesis} of the first {stop}"
+                details = {"k": [stop, problem.k], "hypothesis": str(hypothesis)}
+                return Fault("missing_tail", text, True, details), hypothesis
+    return None
+
+
+def _stops(k: int) -> list[int]:
+    """Where a loop over K may end too early: before the last element, the ragged tile, or a whole one."""
+    ends = {k - 1, *(end for tile in _TILES for end in (k // tile * tile, k - tile, k // tile * tile - tile))}
+    return sorted((end for end in ends if 0 < end < k), reverse=True)
+
+
+def _few(count: int) -> Indices:
+    return np.unique(np.linspace(0, count - 1, min(count, _SMALL)).astype(np.intp))
+
+
+def _is_sum_to(
+    problem: Problem, hypothesis: Hypothesis, stop: int, rows: Indices | None = None, columns: Indices | None = None
+) -> bool:
+    try:
+        sums = _sums(problem, hypothesis, stop, rows, columns)
+    except ValueError:  # a cut inside of a block of factors
+        return False
+    assert problem.actual is not None
+    actual = problem.actual if rows is None or columns is None else problem.cut(rows, columns)
+    return not differs(rounded(sums, hypothesis, problem.container), actual, problem.container).any()
+
+
+def _sums(problem: Problem, hypothesis: Hypothesis, stop: int, rows: Indices | None, columns: Indices | None) -> Array:
+    model = problem.model(hypothesis)
+    if model.scale_block is not None and stop % model.scale_block:
+        raise ValueError(f"k={stop} lies within a block of {model.scale_block}")
+    c = problem.c
+    if c is not None and rows is not None and columns is not None:
+        c = np.ascontiguousarray(c[np.ix_(rows, columns)])
+    a, b = (x.cut(0, stop, model) for x in problem.pair(hypothesis, rows, columns))
+    return gemm.multiply(a, b, c, hypothesis.plan)
+
+
+# A factor that is wrong in one place
+
+
+def _wrong_factor(problem: Problem, hypothesis: Hypothesis, wrong: Mask) -> Iterator[Fault]:
+    """The block of K whose share of the sum, times one number, is what the elements that differ lack."""
+    a, b = problem.pair(hypothesis)
+    rows, columns = (np.flatnonzero(wrong.any(axis=axis)) for axis in (1, 0))
+    deviation = (_actual(problem) - _exact(problem, hypothesis, a, b))[np.ix_(rows, columns)]
+    bound = _bound(problem, hypothesis, a, b)[np.ix_(rows, columns)]
+    left, right = _numbers(a)[rows], _numbers(b)[columns]
+    known = np.isfinite(deviation)
+    best: tuple[float, float, int, int] | None = None
+    for start, stop in _blocks(problem.k, a, b):
+        share = left[:, start:stop] @ right[:, start:stop].T
+        change = _slope(share[known], deviation[known])
+        rest = np.where(known, deviation - change * share, 0.0)
+        size = float(np.linalg.norm(rest))
+        if change and not _outside(rest, bound).any() and (best is None or size < best[0]):
+            best = (size, change, start, stop)
+    if best is not None and best[0] <= _EXPLAINED * float(np.linalg.norm(deviation[known])):
+        yield _factor_fault(problem, best, rows, columns)
+
+
+def _factor_fault(
+    problem: Problem, best: tuple[float, float, int, int], rows: NDArray[np.intp], columns: NDArray[np.intp]
+) -> Fault:
+    _, change, start, stop = best
+    where = [[int(x[0]), int(x[-1])] for x in (rows, columns)]
+    part = "the whole sum" if stop - start == problem.k else f"the products of k={start}..{stop - 1}"
+    text = (
+        f"{part} in rows {where[0][0]}..{where[0][1]}, columns {where[1][0]}..{where[1][1]} count "
+        f"{1 + change:.4g} times: a wrong factor{_owner(problem, rows, columns)}"
+    )
+    details = {"k": [start, stop], "rows": where[0], "columns": where[1], "factor": 1 + change}
+    return Fault("wrong_factor", text, False, details)
+
+
+def _owner(problem: Problem, rows: NDArray[np.intp], columns: NDArray[np.intp]) -> str:
+    """Whose factor it is: one of a changes whole rows, one of b whole columns."""
+    all_rows, all_columns = len(rows) == problem.m, len(columns) == problem.n
+    if all_rows == all_columns:
+        return ""
+    return " of b" if all_rows else " of a"
+
+
+def _blocks(k: int, a: Operand, b: Operand) -> list[tuple[int, int]]:
+    """Ranges of k that share a factor; without factors, all of k."""
+    size = math.gcd(*(x.block or k for x in (a, b)))
+    scales = next((-(-k // x.scales.shape[1]) for x in (a, b) if x.scales is not None), k)
+    step = max(1, min(size, scales))
+    return [(start, min(k, start + step)) for start in range(0, k, step)]
+
+
+def _slope(x: Doubles, y: Doubles) -> float:
+    """The least-squares slope of y over x through the origin."""
+    square = float(x @ x)
+    return float(x @ y) / square if square else 0.0
+
+
+# An operand that was not cast
+
+
+def _not_cast(problem: Problem, hypothesis: Hypothesis) -> Iterator[Fault]:
+    """Operands whose cast the output does without, within the bound."""
+    a, b = problem.pair(hypothesis)
+    bound = _bound(problem, hypothesis, a, b)
+    deviation = _actual(problem) - _exact(problem, hypothesis, a, b)
+    size = float(np.linalg.norm(deviation[np.isfinite(deviation)]))
+    cast = {"a": hypothesis.a_quantizer, "b": hypothesis.b_quantizer}
+    numbers = {"a": _numbers(a), "b": _numbers(b)}
+    raw = {name: rows_of(problem.given(name), name).astype(np.float64) for name, text in cast.items() if text}
+    for names in [("a",), ("b",), ("a", "b")]:
+        if all(name in raw for name in names):
+            used = numbers | {name: raw[name] for name in names}
+            rest = _actual(problem) - used["a"] @ used["b"].T
+            known = np.isfinite(rest)
+            if not _outside(rest, bound).any() and float(np.linalg.norm(rest[known])) <= _EXPLAINED * size:
+                text = f"{' and '.join(names)} went into the products without its cast: {cast[names[0]]} was left out"
+                yield Fault("not_cast", text, False, {"operands": list(names)})
+                return

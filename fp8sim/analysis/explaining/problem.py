@@ -1,0 +1,232 @@
+"""A kernel's output and inputs as `fp8sim.explain` takes them: codes, and the operands that each cast makes of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fp8sim import casting, formats, quantizers
+from fp8sim.analysis.explaining.hypotheses import Hypothesis
+from fp8sim.formats import FORMATS, Format, Nan
+from fp8sim.mma import gemm
+from fp8sim.mma.gemm import Operand
+from fp8sim.mma.models import MmaModel, operand_dtype
+from fp8sim.mma.plans import GemmPlan
+from fp8sim.simulate.operands import Operands, operands
+
+Array = NDArray[Any]
+Indices = NDArray[np.intp]
+
+_FLOATS = ("float32", "float64", "float16", "bfloat16")
+
+
+class Problem:
+    """What went into a kernel and what came out. Arguments and errors as of `fp8sim.explain`.
+
+    Attributes:
+        m, n, k: its sizes.
+        actual: [M, N], the output's codes, unsigned integers; None where only inputs are known.
+        container: their format; a narrower one's numbers may lie in it.
+    """
+
+    def __init__(
+        self,
+        actual: Any,
+        a: Any,
+        b: Any,
+        c: Any = None,
+        *,
+        a_format: str | Format | None = None,
+        b_format: str | Format | None = None,
+        a_scale_inv: Any = None,
+        b_scale_inv: Any = None,
+        output: str | None = None,
+    ) -> None:
+        self._given = {"a": (a, a_format, a_scale_inv), "b": (b, b_format, b_scale_inv)}
+        (self.m, self.k), (of_b, self.n) = _matrix(a, "a", "[M, K]"), _matrix(b, "b", "[K, N]")
+        if of_b != self.k:
+            raise ValueError(f"a [M, K] = {[self.m, self.k]} and b [K, N] = {[of_b, self.n]} differ in K")
+        if 0 in (self.m, self.n):
+            raise ValueError(f"a [M, K] = {[self.m, self.k]} and b [K, N] = {[of_b, self.n]}: the product is empty")
+        self.c = None if c is None else _of_shape(c, "c", (self.m, self.n))
+        self.actual, self.container = (
+            _output_codes(actual, output) if actual is not None else (None, output or "float32")
+        )
+        if self.actual is not None and self.actual.shape != (self.m, self.n):
+            raise ValueError(f"actual has shape {list(self.actual.shape)}: expected [M, N] = {[self.m, self.n]}")
+        self._operands: dict[tuple[str, str | None], Operands] = {}
+
+    def given(self, argument: str) -> Any:
+        """a or b as it was passed."""
+        return self._given[argument][0]
+
+    def operand(self, argument: str, quantizer: str | None) -> Operands:
+        """a or b [R, K], cast if there is a quantizer."""
+        key = (argument, quantizer)
+        if key not in self._operands:
+            self._operands[key] = self._read(argument, quantizer)
+        return self._operands[key]
+
+    def _read(self, argument: str, quantizer: str | None) -> Operands:
+        x, fmt, scale_inv = self._given[argument]
+        if quantizer is None:
+            return operands(x, argument, fmt, scale_inv)
+        if scale_inv is not None:
+            raise ValueError(f"{argument}_scale_inv is given, and {argument} is to be cast by {quantizer}: drop one")
+        return operands(quantizers.parse(quantizer).quantize(rows_of(x, argument)), argument, None, None)
+
+    def model(self, hypothesis: Hypothesis) -> MmaModel:
+        """The instruction. ValueError if it does not accept the operands."""
+        a, b = (self.operand(x, of) for x, of in (("a", hypothesis.a_quantizer), ("b", hypothesis.b_quantizer)))
+        return _resolved(hypothesis.plan.instruction, hypothesis.plan.widen, a.format, b.format)
+
+    def pair(
+        self, hypothesis: Hypothesis, rows: Indices | None = None, columns: Indices | None = None
+    ) -> list[Operand]:
+        """The operands of some rows and columns of the output, as the instruction takes them."""
+        model, found = self.model(hypothesis), []
+        for name, quantizer, chosen in (("a", hypothesis.a_quantizer, rows), ("b", hypothesis.b_quantizer, columns)):
+            whole = self.operand(name, quantizer).at((), (), model)
+            found.append(whole if chosen is None else _cut(whole, chosen))
+        return found
+
+    def sums(self, hypothesis: Hypothesis, rows: Indices | None = None, columns: Indices | None = None) -> Array:
+        """The sums of some rows and columns before the output's rounding: float32, or float64.
+
+        Raises:
+            ValueError: the hypothesis does not fit the operands.
+        """
+        a, b = self.pair(hypothesis, rows, columns)
+        c = self.c
+        if c is not None and rows is not None and columns is not None:
+            c = np.ascontiguousarray(c[np.ix_(rows, columns)])
+        return gemm.multiply(a, b, c, hypothesis.plan)
+
+    def cut(self, rows: Indices, columns: Indices) -> Array:
+        """The actual codes of some rows and columns."""
+        assert self.actual is not None
+        part: Array = self.actual[np.ix_(rows, columns)]
+        return part
+
+
+@functools.cache
+def _resolved(instruction: str, widen: str | None, a_format: str, b_format: str) -> MmaModel:
+    return gemm.resolve(GemmPlan(instruction, widen=widen), a_format, b_format)
+
+
+def _cut(x: Operand, rows: Indices) -> Operand:
+    parts = {name: getattr(x, name) for name in ("codes", "scale_inv", "scales")}
+    return dataclasses.replace(x, **{name: part if part is None else part[rows] for name, part in parts.items()})
+
+
+def rows_of(x: Any, argument: str) -> Array:
+    """An operand with k along its rows; a float tensor as an array. TypeError if there is nothing to cast."""
+    name = casting.dtype_name(x.dtype)
+    if name not in _FLOATS:
+        raise TypeError(f"{argument} has dtype {name}: a cast takes {', '.join(_FLOATS)}; pass hypotheses without one")
+    if not isinstance(x, np.ndarray):
+        x = x.detach().float() if name == "bfloat16" else x.detach()
+        x = x.numpy()
+    elif name == "bfloat16":
+        x = x.astype(np.float32)
+    return np.ascontiguousarray(x if argument == "a" else x.swapaxes(-1, -2))
+
+
+def _matrix(x: Any, argument: str, axes: str) -> tuple[int, int]:
+    """The shape of an operand; a QuantizedTensor b is that of b transposed."""
+    if not hasattr(x, "shape"):
+        raise TypeError(f"{argument} is a {type(x).__name__}: expected a NumPy array, a tensor or a QuantizedTensor")
+    shape = tuple(x.shape)
+    if len(shape) != 2:
+        raise ValueError(
+            f"{argument} has shape {list(shape)}: expected {axes}; explain one matrix of a batch at a time"
+        )
+    return (shape[1], shape[0]) if argument == "b" and hasattr(x, "quantizer") else shape
+
+
+def _of_shape(c: Any, argument: str, shape: tuple[int, ...]) -> Array:
+    if tuple(getattr(c, "shape", ())) != shape:
+        raise ValueError(f"{argument} has shape {list(getattr(c, 'shape', ()))}: expected [M, N] = {list(shape)}")
+    return casting._memory(c, argument)
+
+
+def _output_codes(actual: Any, output: str | None) -> tuple[Array, str]:
+    """The codes of a kernel's output and their format."""
+    if not hasattr(actual, "dtype"):
+        raise TypeError(f"actual is a {type(actual).__name__}: expected a NumPy array or a tensor")
+    name = casting.dtype_name(actual.dtype)
+    if name in _FLOATS:
+        return casting._memory(actual, "actual").view(operand_dtype(name)), name
+    if name in FORMATS:
+        unsigned = actual.view(f"u{actual.dtype.itemsize}") if isinstance(actual, np.ndarray) else _bytes(actual)
+        return casting._memory(unsigned, "actual"), name
+    if output is None:
+        raise ValueError(f"actual has dtype {name}: say what its codes mean with output=, as 'bfloat16'")
+    fmt = formats.parse(output)
+    if name != operand_dtype(str(fmt)):
+        raise TypeError(f"actual has dtype {name}: codes of {fmt} are {operand_dtype(str(fmt))}")
+    return casting._memory(actual, "actual"), str(fmt)
+
+
+def _bytes(x: Any) -> Any:
+    import torch
+
+    return x.detach().view(torch.uint8)
+
+
+def rounded(sums: Array, hypothesis: Hypothesis, container: str) -> Array:
+    """The output's codes, in the format that holds the actual ones.
+
+    Raises:
+        ValueError: the container cannot hold the output's numbers.
+    """
+    name = hypothesis.output
+    if (sums.dtype == np.float64) != (name == "float64"):
+        raise ValueError(f"a sum in {sums.dtype} is not returned as {name}")
+    if name != container and container not in ("float32", "float64"):
+        raise ValueError(f"the output's dtype {container} does not hold {name}")
+    if name in ("float32", "float64"):
+        numbers = np.ascontiguousarray(sums.astype(container))
+    else:
+        codes = casting.encode(sums, name, rounding=hypothesis.plan.rounding, overflow=hypothesis.overflow)
+        if name == container:
+            return codes
+        numbers = casting.decode(codes, name, dtype=container)
+    return numbers.view(operand_dtype(container))
+
+
+def numbers_of(codes: Array, fmt: str) -> Array:
+    """What codes stand for, in binary64."""
+    return codes.view(np.float64) if fmt == "float64" else casting.decode(codes, fmt, dtype="float64")
+
+
+def differs(x: Array, y: Array, fmt: str) -> NDArray[np.bool_]:
+    """Where codes differ; any NaN is any other."""
+    wrong: NDArray[np.bool_] = x != y
+    if wrong.any():
+        wrong = wrong & ~(_is_nan(x, fmt) & _is_nan(y, fmt))
+    return wrong
+
+
+def _is_nan(codes: Array, name: str) -> NDArray[np.bool_]:
+    if name == "float64":
+        return np.isnan(codes.view(np.float64))
+    fmt = formats.parse(name)
+    if fmt.nan is Nan.NEGATIVE_ZERO:
+        return np.equal(codes, fmt.sign_bit)
+    return np.greater(codes & codes.dtype.type(fmt.top_code), fmt.max_code + fmt.infinity)
+
+
+def ordinals(codes: Array, name: str) -> NDArray[np.float64]:
+    """Places on the number line in units of codes (`Format.ordinal`); NaN for NaN."""
+    if name == "float64":
+        patterns = codes.astype(np.uint64)
+        sign, magnitude = patterns >> np.uint64(63), (patterns & np.uint64(2**63 - 1)).astype(np.float64)
+    else:
+        fmt = formats.parse(name)
+        sign, magnitude = codes & codes.dtype.type(fmt.sign_bit), (codes & codes.dtype.type(fmt.top_code)).astype(float)
+    return np.where(_is_nan(codes, name), np.nan, np.where(sign != 0, -magnitude, magnitude))
