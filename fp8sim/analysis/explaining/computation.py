@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from fp8sim import formats, quantizers
+from fp8sim.analysis.explaining.hypothesis import UNROUNDED, Hypothesis
 from fp8sim.mma.gemm import Operand
 from fp8sim.mma.models import Adder, MmaModel
 from fp8sim.mma.plans import GemmPlan, Merge, Place, Product
-from fp8sim.rounding import Overflow, Rounding, resolve
+from fp8sim.rounding import Overflow, resolve
 
 _NEVER_NEGATIVE_ZERO = {Adder.TRUNCATED, Adder.EMULATED, Adder.BLOCK_SCALED, Adder.GROUPED}
 _TAME_FACTORS = (2.0**-32, 2.0**32)
@@ -140,14 +141,14 @@ def _merged(parts: list[str], merge: Merge) -> str:
     return functools.reduce(_added, parts[::-1] if merge is Merge.DESCENDING else parts)
 
 
-def output(name: str, rounding: Rounding, overflow: Overflow, largest: float) -> tuple[Any, ...]:
-    """The rounding of sums to the output's format; `largest` is a bound of their magnitude, infinite if there is none."""
-    if name in ("float32", "float64"):
-        return (name,)
-    fmt = formats.parse(name)
-    if largest <= float(fmt.max):
+def output(hypothesis: Hypothesis, largest: float) -> tuple[Any, ...]:
+    """The rounding of sums to the output; `largest` bounds their magnitude, infinite if nothing does."""
+    if hypothesis.output in UNROUNDED:
+        return (hypothesis.output, hypothesis.through)
+    fmt, overflow = formats.parse(hypothesis.output), hypothesis.limit
+    if hypothesis.through is None and largest <= float(fmt.max):
         overflow = Overflow.SATURATE
-    return (fmt, resolve(fmt, rounding, overflow))
+    return (fmt, resolve(fmt, hypothesis.plan.rounding, overflow), hypothesis.through)
 
 
 def largest_sum(a_format: str, b_format: str, setting: Setting) -> float:
@@ -160,9 +161,9 @@ def largest_sum(a_format: str, b_format: str, setting: Setting) -> float:
     return 2 * setting.k * float(pair[0].max) * float(pair[1].max)  # twice: additions may round upward
 
 
-def cast(quantizer: str | None) -> tuple[Any, ...]:
+def cast(quantizer: str | None, through: str | None) -> tuple[Any, ...]:
     """The cast of an operand: the same integers, the same codes."""
     if quantizer is None:
         return ()
     found = quantizers.parse(quantizer)
-    return (found.format, resolve(found.format, found.rounding, found.overflow), str(found.scale))
+    return (found.format, resolve(found.format, found.rounding, found.overflow), str(found.scale), through)

@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 from fp8sim import casting, formats
 from fp8sim.analysis.explaining import faults
 from fp8sim.analysis.explaining.faults import Fault
-from fp8sim.analysis.explaining.hypotheses import Hypothesis
-from fp8sim.analysis.explaining.problem import Problem, differs, numbers_of, ordinals, rounded
+from fp8sim.analysis.explaining.hypothesis import UNROUNDED, Hypothesis
+from fp8sim.analysis.explaining.outputs import differs, numbers_of, ordinals, rounded
+from fp8sim.analysis.explaining.problem import Problem
 from fp8sim.rounding import Rounding
-
-_NARROW = ("float32", "float64")
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,7 @@ def _pattern(wrong: NDArray[np.bool_], rows: NDArray[np.intp], columns: NDArray[
 
 def _ties(sums: NDArray[Any], hypothesis: Hypothesis) -> NDArray[np.bool_]:
     """Where a sum lies midway between two numbers of the output's format: rounding to both sides of it differs."""
-    if hypothesis.output in _NARROW:
+    if hypothesis.output in UNROUNDED:
         return np.zeros(sums.shape, np.bool_)
     away, inward = (
         casting.encode(sums, hypothesis.output, rounding=mode)
@@ -128,7 +127,7 @@ def _ulps(expected: NDArray[Any], problem: Problem, hypothesis: Hypothesis, wron
     """In codes of the hypothesis's output format if the actual numbers lie on its grid, else of their own."""
     assert problem.actual is not None
     fmt, pair = problem.container, [expected[wrong], problem.actual[wrong]]
-    if hypothesis.output not in (fmt, *_NARROW):
+    if hypothesis.output not in (fmt, *UNROUNDED):
         numbers = [numbers_of(codes, fmt) for codes in pair]
         codes = [casting.encode(x, formats.parse(hypothesis.output), overflow="INFINITY") for x in numbers]
         kept = numbers_of(codes[1], hypothesis.output)

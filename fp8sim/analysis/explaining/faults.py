@@ -13,8 +13,9 @@ import torch
 from numpy.typing import NDArray
 
 from fp8sim import formats, mma
-from fp8sim.analysis.explaining.hypotheses import Hypothesis
-from fp8sim.analysis.explaining.problem import Array, Indices, Problem, differs, numbers_of, rounded, rows_of
+from fp8sim.analysis.explaining.hypothesis import Hypothesis
+from fp8sim.analysis.explaining.outputs import Array, differs, numbers_of, rounded
+from fp8sim.analysis.explaining.problem import Indices, Problem, rows_of
 from fp8sim.mma import gemm
 from fp8sim.mma.gemm import Operand
 from fp8sim.mma.plans import Place
@@ -247,7 +248,7 @@ def _not_cast(problem: Problem, hypothesis: Hypothesis) -> Iterator[Fault]:
     bound = _bound(problem, hypothesis, a, b)
     deviation = _actual(problem) - _exact(problem, hypothesis, a, b)
     size = float(np.linalg.norm(deviation[np.isfinite(deviation)]))
-    cast = {"a": hypothesis.a_quantizer, "b": hypothesis.b_quantizer}
+    cast = {"a": hypothesis.a, "b": hypothesis.b}
     numbers = {"a": _numbers(a), "b": _numbers(b)}
     raw = {name: rows_of(problem.given(name), name).astype(np.float64) for name, text in cast.items() if text}
     for names in [("a",), ("b",), ("a", "b")]:

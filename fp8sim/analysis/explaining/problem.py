@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fp8sim import casting, formats, quantizers
-from fp8sim.analysis.explaining.hypotheses import Hypothesis
-from fp8sim.formats import FORMATS, Format, Nan
+from fp8sim.analysis.explaining.hypothesis import Hypothesis
+from fp8sim.formats import FORMATS, Format
 from fp8sim.mma import gemm
 from fp8sim.mma.gemm import Operand
 from fp8sim.mma.models import MmaModel, operand_dtype
@@ -58,41 +58,48 @@ class Problem:
         )
         if self.actual is not None and self.actual.shape != (self.m, self.n):
             raise ValueError(f"actual has shape {list(self.actual.shape)}: expected [M, N] = {[self.m, self.n]}")
-        self._operands: dict[tuple[str, str | None], Operands] = {}
+        self._operands: dict[tuple[str, str | None, str | None], Operands] = {}
 
     def given(self, argument: str) -> Any:
         """a or b as it was passed."""
         return self._given[argument][0]
 
-    def operand(self, argument: str, quantizer: str | None) -> Operands:
+    def operand(self, argument: str, quantizer: str | None, through: str | None = None) -> Operands:
         """a or b [R, K], cast if there is a quantizer."""
-        key = (argument, quantizer)
+        key = (argument, quantizer, quantizer and through)
         if key not in self._operands:
-            self._operands[key] = self._read(argument, quantizer)
+            self._operands[key] = self._read(*key)
         return self._operands[key]
 
-    def _read(self, argument: str, quantizer: str | None) -> Operands:
+    def _read(self, argument: str, quantizer: str | None, through: str | None) -> Operands:
         x, fmt, scale_inv = self._given[argument]
         if quantizer is None:
             return operands(x, argument, fmt, scale_inv)
         if scale_inv is not None:
             raise ValueError(f"{argument}_scale_inv is given, and {argument} is to be cast by {quantizer}: drop one")
-        return operands(quantizers.parse(quantizer).quantize(rows_of(x, argument)), argument, None, None)
+        rows = rows_of(x, argument)
+        if through is not None:
+            rows = casting.cast(rows, through, overflow="INFINITY")
+        return operands(quantizers.parse(quantizer).quantize(rows), argument, None, None)
+
+    def operands(self, hypothesis: Hypothesis) -> tuple[Operands, Operands]:
+        """Both operands as the hypothesis casts them."""
+        a, b = (self.operand(x, of, hypothesis.cast_through) for x, of in zip("ab", hypothesis.casts, strict=True))
+        return a, b
 
     def model(self, hypothesis: Hypothesis) -> MmaModel:
         """The instruction. ValueError if it does not accept the operands."""
-        a, b = (self.operand(x, of) for x, of in (("a", hypothesis.a_quantizer), ("b", hypothesis.b_quantizer)))
+        a, b = self.operands(hypothesis)
         return _resolved(hypothesis.plan.instruction, hypothesis.plan.widen, a.format, b.format)
 
     def pair(
         self, hypothesis: Hypothesis, rows: Indices | None = None, columns: Indices | None = None
     ) -> list[Operand]:
         """The operands of some rows and columns of the output, as the instruction takes them."""
-        model, found = self.model(hypothesis), []
-        for name, quantizer, chosen in (("a", hypothesis.a_quantizer, rows), ("b", hypothesis.b_quantizer, columns)):
-            whole = self.operand(name, quantizer).at((), (), model)
-            found.append(whole if chosen is None else _cut(whole, chosen))
-        return found
+        model = self.model(hypothesis)
+        wholes = (x.at((), (), model) for x in self.operands(hypothesis))
+        chosen = zip(wholes, (rows, columns), strict=True)
+        return [whole if part is None else _cut(whole, part) for whole, part in chosen]
 
     def sums(self, hypothesis: Hypothesis, rows: Indices | None = None, columns: Indices | None = None) -> Array:
         """The sums of some rows and columns before the output's rounding: float32, or float64.
@@ -176,57 +183,3 @@ def _bytes(x: Any) -> Any:
     import torch
 
     return x.detach().view(torch.uint8)
-
-
-def rounded(sums: Array, hypothesis: Hypothesis, container: str) -> Array:
-    """The output's codes, in the format that holds the actual ones.
-
-    Raises:
-        ValueError: the container cannot hold the output's numbers.
-    """
-    name = hypothesis.output
-    if (sums.dtype == np.float64) != (name == "float64"):
-        raise ValueError(f"a sum in {sums.dtype} is not returned as {name}")
-    if name != container and container not in ("float32", "float64"):
-        raise ValueError(f"the output's dtype {container} does not hold {name}")
-    if name in ("float32", "float64"):
-        numbers = np.ascontiguousarray(sums.astype(container))
-    else:
-        codes = casting.encode(sums, name, rounding=hypothesis.plan.rounding, overflow=hypothesis.overflow)
-        if name == container:
-            return codes
-        numbers = casting.decode(codes, name, dtype=container)
-    return numbers.view(operand_dtype(container))
-
-
-def numbers_of(codes: Array, fmt: str) -> Array:
-    """What codes stand for, in binary64."""
-    return codes.view(np.float64) if fmt == "float64" else casting.decode(codes, fmt, dtype="float64")
-
-
-def differs(x: Array, y: Array, fmt: str) -> NDArray[np.bool_]:
-    """Where codes differ; any NaN is any other."""
-    wrong: NDArray[np.bool_] = x != y
-    if wrong.any():
-        wrong = wrong & ~(_is_nan(x, fmt) & _is_nan(y, fmt))
-    return wrong
-
-
-def _is_nan(codes: Array, name: str) -> NDArray[np.bool_]:
-    if name == "float64":
-        return np.isnan(codes.view(np.float64))
-    fmt = formats.parse(name)
-    if fmt.nan is Nan.NEGATIVE_ZERO:
-        return np.equal(codes, fmt.sign_bit)
-    return np.greater(codes & codes.dtype.type(fmt.top_code), fmt.max_code + fmt.infinity)
-
-
-def ordinals(codes: Array, name: str) -> NDArray[np.float64]:
-    """Places on the number line in units of codes (`Format.ordinal`); NaN for NaN."""
-    if name == "float64":
-        patterns = codes.astype(np.uint64)
-        sign, magnitude = patterns >> np.uint64(63), (patterns & np.uint64(2**63 - 1)).astype(np.float64)
-    else:
-        fmt = formats.parse(name)
-        sign, magnitude = codes & codes.dtype.type(fmt.sign_bit), (codes & codes.dtype.type(fmt.top_code)).astype(float)
-    return np.where(_is_nan(codes, name), np.nan, np.where(sign != 0, -magnitude, magnitude))
