@@ -7,6 +7,7 @@ tensor([  0.3125, 288.0000, 448.0000])
 
 from importlib.metadata import version as _version
 
+from fp8sim.analysis.explaining import explain
 from fp8sim.backends import use_backend
 from fp8sim.formats import Codebook, Format, Nan, fixed_point
 from fp8sim.ops.cast import cast, decode, encode
@@ -33,6 +34,7 @@ __all__ = [
     "cast",
     "decode",
     "encode",
+    "explain",
     "fixed_point",
     "functional",
     "matmul",

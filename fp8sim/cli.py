@@ -124,6 +124,45 @@ def mma_command(
     print(mma_table.listing(rows[0]) if len(rows) == 1 else mma_table.table(rows))
 
 
+@app.command("explain")
+def explain_command(
+    case: Annotated[Path, typer.Argument(help="An .npz: a, b, actual, and formats (docs/explain.md).")],
+    hypothesis: Annotated[
+        list[str] | None, typer.Option(help="What to try instead of the default; repeat for more.")
+    ] = None,
+    design: Annotated[
+        Path | None, typer.Option(help="Write here the smallest inputs that separate what remains.")
+    ] = None,
+    design_k: Annotated[int | None, typer.Option(min=1, help="K of these inputs (default: the smallest).")] = None,
+    json_to: Annotated[str | None, typer.Option("--json", help="'-' prints JSON instead of text.")] = None,
+) -> None:
+    """Which arithmetic gives exactly this kernel's output? If none does: what differs, where, and by how much.
+
+    Exit code 0: at least one computation reproduces every bit. 1: none does. 3: the input is wrong.
+    """
+    from fp8sim.analysis import explaining
+    from fp8sim.analysis.explaining import listing
+
+    if json_to not in (None, "-"):
+        raise ValueError(f"--json {json_to}: only '-' (standard output)")
+    if design_k is not None and design is None:
+        raise ValueError("--design-k is K of the inputs that --design FILE writes: give both")
+    given = explaining.load_case(case)
+    with _progress(None) as advance:
+        explanation = given.explain(hypothesis, advance)
+    data, lines = explanation.to_dict(), [listing.listing(explanation)]
+    if design is not None:
+        found = explaining.next_case(given, explanation, design_k)
+        if found is None:
+            lines.append(f"{design} is not written: there is nothing left to separate")
+        else:
+            explaining.save_case(found.case, design)
+            lines.append(listing.design_listing(found, str(design)))
+        data["design"] = None if found is None else found.to_dict()
+    print(json.dumps(data) if json_to else "\n".join(lines))
+    raise typer.Exit(0 if explanation.classes else 1)
+
+
 def _enable_interpreter() -> None:
     """Let Triton kernels run on a machine without a GPU; must come before Triton is imported."""
     if importlib.util.find_spec("triton") is None:
@@ -151,8 +190,8 @@ def _keep_freed_memory() -> None:
 
 
 @contextlib.contextmanager
-def _progress(total: int) -> Iterator[Callable[[str], None]]:
-    """A bar on a terminal's standard error, nothing elsewhere."""
+def _progress(total: int | None) -> Iterator[Callable[[str], None]]:
+    """A bar on a terminal's standard error, nothing elsewhere; `total` None: nobody knows how much there is to do."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description:<32}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from fp8sim import formats, mma
@@ -99,35 +98,38 @@ def _exact(problem: Problem, hypothesis: Hypothesis, a: Operand, b: Operand) -> 
     return exact
 
 
-def _numbers(x: Operand) -> Doubles:
-    """The operand [R, K] with its factors outside of the instruction."""
+def _numbers(x: Operand, *, factors: bool = True) -> Doubles:
+    """The operand [R, K], with the factors that are outside of its codes or without."""
     numbers: Doubles = numbers_of(x.codes, x.format)
-    if x.scale_inv is None:
-        return numbers
-    block = x.block or max(1, x.codes.shape[1])
-    factors = np.repeat(x.scale_inv.astype(np.float64), block, axis=1)
-    scaled: Doubles = numbers * factors[:, : x.codes.shape[1]]
-    return scaled
+    if factors and x.scale_inv is not None:
+        block = x.block or max(1, x.codes.shape[1])
+        numbers = numbers * np.repeat(_factors(x), block, axis=1)[:, : x.codes.shape[1]]
+    return numbers
+
+
+def _factors(x: Operand) -> Doubles:
+    """[R, B]; ones where there are none."""
+    return np.ones((len(x.codes), 1)) if x.scale_inv is None else x.scale_inv.astype(np.float64)
 
 
 def _bound(problem: Problem, hypothesis: Hypothesis, a: Operand, b: Operand) -> Doubles:
-    """How far from the exact sum rounding can lead, the output's included."""
+    """`mma.error_bound` of every element, the output's rounding included."""
     model = problem.model(hypothesis)
-    kept = min(bits for bits in (model.fraction_bits, model.output.kept_bits, 23) if bits is not None)
-    numbers = (torch.from_numpy(_numbers(x)).nan_to_num(0, 0, 0) for x in (a, b))
-    left, right = numbers
-    inside = mma.error_bound(left, right.T, scale=2.0 ** (25 - kept)).numpy()
-    magnitude = np.abs(_exact(problem, hypothesis, a, b))
-    return inside + _output_step(magnitude, hypothesis)
+    rows, columns = (_amax(_numbers(x, factors=model.scale_block is not None)) for x in (a, b))
+    start = 0.0 if problem.c is None else np.abs(problem.c.astype(np.float64))
+    inside = mma.error_bound(
+        problem.k, rows[:, None], columns, model, hypothesis.plan, amax_c=start, output=hypothesis.output
+    )
+    outside = [np.ones(1) if model.scale_block is not None else _amax(_factors(x)) for x in (a, b)]
+    smallest = 0.0 if hypothesis.output == "float64" else float(formats.parse(hypothesis.output).smallest)
+    bound: Doubles = inside * np.multiply.outer(outside[0], outside[1]) + smallest
+    return bound
 
 
-def _output_step(magnitude: Doubles, hypothesis: Hypothesis) -> Doubles:
-    """The distance of neighbours in the output's format."""
-    if hypothesis.output == "float64":
-        return magnitude * 2.0**-52
-    fmt = formats.parse(hypothesis.output)
-    step: Doubles = np.maximum(magnitude * 2.0**-fmt.mantissa_bits, float(fmt.smallest))
-    return step
+def _amax(x: Doubles) -> Doubles:
+    """[R], the largest finite magnitude of each row."""
+    largest: Doubles = np.where(np.isfinite(x), np.abs(x), 0.0).max(axis=1, initial=0.0)
+    return largest
 
 
 # A tail of K that was forgotten
@@ -226,11 +228,10 @@ def _owner(problem: Problem, rows: NDArray[np.intp], columns: NDArray[np.intp]) 
 
 
 def _blocks(k: int, a: Operand, b: Operand) -> list[tuple[int, int]]:
-    """Ranges of k that share a factor; without factors, all of k."""
-    size = math.gcd(*(x.block or k for x in (a, b)))
-    scales = next((-(-k // x.scales.shape[1]) for x in (a, b) if x.scales is not None), k)
-    step = max(1, min(size, scales))
-    return [(start, min(k, start + step)) for start in range(0, k, step)]
+    """Ranges of k that share a factor, or that a loop over K takes at once; all of it first."""
+    shared = [x.block or k for x in (a, b)] + [-(-k // x.scales.shape[1]) for x in (a, b) if x.scales is not None]
+    sizes = dict.fromkeys([k, math.gcd(*shared), *(tile for tile in _TILES[2:] if tile < k)])
+    return [(start, min(k, start + size)) for size in sizes for start in range(0, k, size)]
 
 
 def _slope(x: Doubles, y: Doubles) -> float:

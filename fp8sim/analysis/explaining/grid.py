@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 from fp8sim import formats, quantizers
 from fp8sim.analysis.explaining import computation
@@ -111,7 +112,7 @@ def _casts(a: str | None, b: str | None) -> Iterator[Cast]:
         for which in ((True, True), (True, False), (False, True)):
             if all(quantizer is not None for quantizer, chosen in zip(given, which, strict=True) if chosen):
                 pair = [
-                    _changed(quantizer, change) if chosen else quantizer
+                    _changed(quantizer, change) if chosen and quantizer is not None else quantizer
                     for quantizer, chosen in zip(given, which, strict=True)
                 ]
                 if not any(new is None and old is not None for new, old in zip(pair, given, strict=True)):
@@ -119,14 +120,14 @@ def _casts(a: str | None, b: str | None) -> Iterator[Cast]:
     yield from ((a, b, detour) for detour in DETOURS)
 
 
-def _changes() -> Iterator[dict[str, object]]:
+def _changes() -> Iterator[dict[str, Any]]:
     yield from ({"rounding": mode} for mode in ROUNDINGS)
     yield from ({"overflow": limit} for limit in Overflow)
     yield from ({"rule": rule} for rule in ScaleRule)
     yield {"format": None}
 
 
-def _changed(quantizer: Quantizer, change: dict[str, object]) -> Quantizer | None:
+def _changed(quantizer: Quantizer, change: dict[str, Any]) -> Quantizer | None:
     """The quantizer with one thing changed; None where it cannot be, or is so already."""
     (name, value), spec = next(iter(change.items())), quantizer.scale
     if name == "rule":
@@ -138,7 +139,7 @@ def _changed(quantizer: Quantizer, change: dict[str, object]) -> Quantizer | Non
             return None
         value = formats.parse(CONFUSED[str(quantizer.format)])
     try:
-        changed = dataclasses.replace(quantizer, **{name: value})  # type: ignore[arg-type]
+        changed = dataclasses.replace(quantizer, **{name: value})
         return None if changed == quantizer else quantizers.parse(str(changed))
     except ValueError:  # a policy that the format cannot represent
         return None
@@ -154,7 +155,7 @@ def _text(quantizer: Quantizer | None) -> str | None:
 def _plans(a_format: str, b_format: str, *, factors: bool, splits: bool) -> Iterator[GemmPlan]:
     """Named plans, then the grid over instructions."""
     pair = (a_format, b_format)
-    instructions = [(model, None) for model in _accepting(*pair)]
+    instructions: list[tuple[MmaModel, str | None]] = [(model, None) for model in _accepting(*pair)]
     widened = [model for model in _accepting("float16", "float16") if model.name.startswith("sm")]
     if all(name.startswith("float8") for name in pair):
         instructions += [(model, "float16") for model in widened]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 from fp8sim import formats, quantizers
 from fp8sim.mma.plans import GemmPlan, parse
@@ -42,7 +43,7 @@ class Hypothesis:
     cast_through: str | None = None
 
     def __post_init__(self) -> None:
-        found = {"plan": parse(self.plan), "output": _format(self.output)}
+        found: dict[str, Any] = {"plan": parse(self.plan), "output": _format(self.output)}
         found |= {name: _format(fmt) for name in ("through", "cast_through") if (fmt := getattr(self, name))}
         found |= {name: str(quantizers.parse(text)) for name in ("a", "b") if (text := getattr(self, name))}
         overflow = default_overflow(found["output"]) if self.overflow is None else self.overflow

@@ -126,7 +126,7 @@ def _resolved(instruction: str, widen: str | None, a_format: str, b_format: str)
 
 
 def _cut(x: Operand, rows: Indices) -> Operand:
-    parts = {name: getattr(x, name) for name in ("codes", "scale_inv", "scales")}
+    parts: dict[str, Any] = {name: getattr(x, name) for name in ("codes", "scale_inv", "scales")}
     return dataclasses.replace(x, **{name: part if part is None else part[rows] for name, part in parts.items()})
 
 

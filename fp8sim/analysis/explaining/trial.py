@@ -117,7 +117,8 @@ class Trial:
 
     def run(self) -> tuple[list[EquivalenceClass], list[EquivalenceClass]]:
         """(those that reproduce every bit, the others)."""
-        alive, rejected = self.classes, []
+        alive = self.classes
+        rejected: list[EquivalenceClass] = []
         for size in self._sizes():
             alive = self._compare(alive, size)
             rejected = [*(found for found in alive if found.differing), *rejected]

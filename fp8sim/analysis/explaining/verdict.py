@@ -41,6 +41,11 @@ class Explanation:
     closest: Difference | None
     problem: Problem
 
+    @property
+    def surviving(self) -> tuple[Hypothesis, ...]:
+        """Every hypothesis that reproduces every bit, whatever its class."""
+        return tuple(hypothesis for found in self.classes for hypothesis in found.hypotheses)
+
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {
@@ -108,10 +113,10 @@ def explain(
         hypotheses = _defaults(problem, a_quantizer, b_quantizer, output)
     elif a_quantizer is not None or b_quantizer is not None:
         raise ValueError("a_quantizer= and b_quantizer= belong to the default hypotheses: give them or hypotheses=")
-    return judge(problem, [parse_hypothesis(text) for text in (*extra, *hypotheses)], advance)
+    return _judged(problem, list(dict.fromkeys(map(parse_hypothesis, (*extra, *hypotheses)))), advance)
 
 
-def judge(problem: Problem, hypotheses: list[Hypothesis], advance: Advance | None = None) -> Explanation:
+def _judged(problem: Problem, hypotheses: list[Hypothesis], advance: Advance | None) -> Explanation:
     """Try hypotheses on a problem. ValueError if none fits its inputs."""
     classes, inapplicable = group(problem, hypotheses)
     trial = Trial(problem, classes, advance or (lambda what: None))
