@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fp8sim import formats, mma
+from fp8sim import casting, formats, mma
 from fp8sim.analysis.explaining.hypothesis import Hypothesis
 from fp8sim.analysis.explaining.outputs import Array, differs, numbers_of, rounded
 from fp8sim.analysis.explaining.problem import Indices, Problem, rows_of
 from fp8sim.mma import gemm
 from fp8sim.mma.gemm import Operand
+from fp8sim.mma.models import MmaModel
 from fp8sim.mma.plans import Place
 
 Doubles = NDArray[np.float64]
@@ -88,7 +89,8 @@ def _actual(problem: Problem) -> Doubles:
 def _exact(problem: Problem, hypothesis: Hypothesis, a: Operand, b: Operand) -> Doubles:
     """The sum in binary64."""
     with np.errstate(invalid="ignore", over="ignore"):
-        exact: Doubles = _numbers(a) @ _numbers(b).T
+        model = problem.model(hypothesis)
+        exact: Doubles = _numbers(a, model) @ _numbers(b, model).T
         if problem.c is not None:
             factors = np.ones((1, 1))
             if hypothesis.plan.factors is Place.EPILOGUE:
@@ -98,12 +100,19 @@ def _exact(problem: Problem, hypothesis: Hypothesis, a: Operand, b: Operand) -> 
     return exact
 
 
-def _numbers(x: Operand, *, factors: bool = True) -> Doubles:
-    """The operand [R, K], with the factors that are outside of its codes or without."""
+def _numbers(x: Operand, model: MmaModel) -> Doubles:
+    """The operand [R, K] with all its factors."""
+    block = x.block or max(1, x.codes.shape[1])
+    numbers: Doubles = _inside(x, model) * np.repeat(_factors(x), block, axis=1)[:, : x.codes.shape[1]]
+    return numbers
+
+
+def _inside(x: Operand, model: MmaModel) -> Doubles:
+    """The operand [R, K] as the instruction multiplies it: with the factors that it takes."""
     numbers: Doubles = numbers_of(x.codes, x.format)
-    if factors and x.scale_inv is not None:
-        block = x.block or max(1, x.codes.shape[1])
-        numbers = numbers * np.repeat(_factors(x), block, axis=1)[:, : x.codes.shape[1]]
+    if x.scales is not None and model.scale_format is not None and model.scale_block is not None:
+        scales = casting.decode(x.scales, model.scale_format, dtype="float64")
+        numbers = numbers * np.repeat(scales, model.scale_block, axis=1)[:, : x.codes.shape[1]]
     return numbers
 
 
@@ -115,12 +124,12 @@ def _factors(x: Operand) -> Doubles:
 def _bound(problem: Problem, hypothesis: Hypothesis, a: Operand, b: Operand) -> Doubles:
     """`mma.error_bound` of every element, the output's rounding included."""
     model = problem.model(hypothesis)
-    rows, columns = (_amax(_numbers(x, factors=model.scale_block is not None)) for x in (a, b))
+    rows, columns = (_amax(_inside(x, model)) for x in (a, b))
     start = 0.0 if problem.c is None else np.abs(problem.c.astype(np.float64))
     inside = mma.error_bound(
         problem.k, rows[:, None], columns, model, hypothesis.plan, amax_c=start, output=hypothesis.output
     )
-    outside = [np.ones(1) if model.scale_block is not None else _amax(_factors(x)) for x in (a, b)]
+    outside = [_amax(_factors(x)) for x in (a, b)]
     smallest = 0.0 if hypothesis.output == "float64" else float(formats.parse(hypothesis.output).smallest)
     bound: Doubles = inside * np.multiply.outer(outside[0], outside[1]) + smallest
     return bound
@@ -191,7 +200,8 @@ def _wrong_factor(problem: Problem, hypothesis: Hypothesis, wrong: Mask) -> Iter
     rows, columns = (np.flatnonzero(wrong.any(axis=axis)) for axis in (1, 0))
     deviation = (_actual(problem) - _exact(problem, hypothesis, a, b))[np.ix_(rows, columns)]
     bound = _bound(problem, hypothesis, a, b)[np.ix_(rows, columns)]
-    left, right = _numbers(a)[rows], _numbers(b)[columns]
+    model = problem.model(hypothesis)
+    left, right = _numbers(a, model)[rows], _numbers(b, model)[columns]
     known = np.isfinite(deviation)
     best: tuple[float, float, int, int] | None = None
     for start, stop in _blocks(problem.k, a, b):
@@ -250,14 +260,18 @@ def _not_cast(problem: Problem, hypothesis: Hypothesis) -> Iterator[Fault]:
     deviation = _actual(problem) - _exact(problem, hypothesis, a, b)
     size = float(np.linalg.norm(deviation[np.isfinite(deviation)]))
     cast = {"a": hypothesis.a, "b": hypothesis.b}
-    numbers = {"a": _numbers(a), "b": _numbers(b)}
+    model = problem.model(hypothesis)
+    numbers = {"a": _numbers(a, model), "b": _numbers(b, model)}
     raw = {name: rows_of(problem.given(name), name).astype(np.float64) for name, text in cast.items() if text}
+    best: tuple[float, tuple[str, ...]] = (_EXPLAINED * size, ())
     for names in [("a",), ("b",), ("a", "b")]:
         if all(name in raw for name in names):
             used = numbers | {name: raw[name] for name in names}
             rest = _actual(problem) - used["a"] @ used["b"].T
-            known = np.isfinite(rest)
-            if not _outside(rest, bound).any() and float(np.linalg.norm(rest[known])) <= _EXPLAINED * size:
-                text = f"{' and '.join(names)} went into the products without its cast: {cast[names[0]]} was left out"
-                yield Fault("not_cast", text, False, {"operands": list(names)})
-                return
+            left = float(np.linalg.norm(rest[np.isfinite(rest)]))
+            if left <= best[0] and not _outside(rest, bound).any():
+                best = (left, names)
+    if best[1]:
+        casts = ", ".join(f"{name}={cast[name]}" for name in best[1])
+        text = f"{' and '.join(best[1])} went into the products without a cast: {casts} was left out"
+        yield Fault("not_cast", text, False, {"operands": list(best[1])})

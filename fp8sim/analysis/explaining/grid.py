@@ -28,6 +28,12 @@ TILES = (None, 128)
 """Multiples of which these parts are."""
 DETOURS = ("bfloat16", "float16")
 """Formats that a number may pass through on its way to a narrower one."""
+LIMITS = {
+    "float16": (Overflow.SATURATE,),
+    "float8_e4m3fn": (Overflow.INFINITY,),
+    "float8_e5m2": (Overflow.SAT_PROPAGATE, Overflow.INFINITY),
+}
+"""What else than usual becomes of sums beyond a format's largest number."""
 CONFUSED = {"float8_e4m3fn": "float8_e5m2", "float8_e5m2": "float8_e4m3fn"}
 """Formats that are taken for each other."""
 
@@ -91,9 +97,8 @@ def _endings(outputs: Iterable[str]) -> Iterator[Ending]:
         yield name, Rounding.TIES_TO_EVEN, usual, None
         if name in UNROUNDED:
             continue
-        for overflow in (usual, *(limit for limit in (Overflow.SATURATE, Overflow.INFINITY) if limit is not usual)):
-            if formats.parse(name).nan is not formats.Nan.NONE or overflow is usual:
-                yield from ((name, rounding, overflow, None) for rounding in ROUNDINGS)
+        for overflow in (usual, *LIMITS.get(name, ())):
+            yield from ((name, rounding, overflow, None) for rounding in ROUNDINGS)
         if formats.parse(name).bits < 16:
             yield from ((name, Rounding.TIES_TO_EVEN, usual, detour) for detour in DETOURS)
 
@@ -129,20 +134,20 @@ def _changes() -> Iterator[dict[str, Any]]:
 
 def _changed(quantizer: Quantizer, change: dict[str, Any]) -> Quantizer | None:
     """The quantizer with one thing changed; None where it cannot be, or is so already."""
-    (name, value), spec = next(iter(change.items())), quantizer.scale
-    if name == "rule":
-        if spec is None or not isinstance(value, ScaleRule) or value.is_mx != spec.rule.is_mx:
-            return None
-        name, value = "scale", dataclasses.replace(spec, rule=value)
-    elif name == "format":
-        if str(quantizer.format) not in CONFUSED:
-            return None
-        value = formats.parse(CONFUSED[str(quantizer.format)])
+    spec, confused = quantizer.scale, CONFUSED.get(str(quantizer.format))
     try:
-        changed = dataclasses.replace(quantizer, **{name: value})
-        return None if changed == quantizer else quantizers.parse(str(changed))
-    except ValueError:  # a policy that the format cannot represent
+        if "rule" in change:
+            if spec is None or change["rule"].is_mx != spec.rule.is_mx:
+                return None
+            change = {"scale": dataclasses.replace(spec, rule=change["rule"])}
+        elif "format" in change:
+            if confused is None:
+                return None
+            change = {"format": formats.parse(confused)}
+        changed = quantizers.parse(str(dataclasses.replace(quantizer, **change)))
+    except ValueError:  # a policy that the format cannot represent, or a rule that the order does not take
         return None
+    return None if changed == quantizer else changed
 
 
 def _text(quantizer: Quantizer | None) -> str | None:

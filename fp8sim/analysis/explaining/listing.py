@@ -9,7 +9,7 @@ from fp8sim.analysis.explaining.inputs import Design
 from fp8sim.analysis.explaining.trial import EquivalenceClass
 from fp8sim.analysis.explaining.verdict import Explanation
 
-_CLASSES, _MEMBERS, _REJECTED = 8, 4, 3
+_CLASSES, _MEMBERS, _REJECTED = 8, 3, 3
 """How many are printed; --json has all."""
 
 
@@ -42,7 +42,7 @@ def _class_lines(index: int, members: EquivalenceClass) -> Iterator[str]:
     others = [str(hypothesis) for hypothesis in members.hypotheses[1:]]
     if others:
         more = f" and {len(others) - _MEMBERS} more" if len(others) > _MEMBERS else ""
-        yield f"     the same bits for any input of this shape: {', '.join(others[:_MEMBERS])}{more}"
+        yield f"     the same bits for any numbers of this shape: {', '.join(others[:_MEMBERS])}{more}"
     by_kind: dict[str, list[str]] = {}
     for category, known in members.model.evidence.items():
         by_kind.setdefault(str(known), []).append(category)
@@ -57,9 +57,9 @@ def _difference_lines(closest: Difference) -> Iterator[str]:
     yield f"  differs in {closest.differing} of {closest.elements} elements: {closest.pattern}, {where}"
     yield f"  by at most {closest.ulps:.6g} ulp; {closest.ties} of them are ties of the output's rounding"
     if closest.rounding_possible:
-        yield "  every element lies within the error bound: rounding or another order could be the cause"
+        yield "  no element lies beyond mma.error_bound: it does not rule out rounding or another order"
     else:
-        yield f"  {closest.beyond_bound} elements lie beyond the error bound: rounding cannot be the cause"
+        yield f"  {closest.beyond_bound} elements lie beyond mma.error_bound: rounding cannot be the cause"
     for fault in closest.faults:
         yield f"  {'cause' if fault.exact else 'likely cause'}: {fault.text}"
 

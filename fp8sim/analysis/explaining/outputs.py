@@ -53,11 +53,14 @@ def differs(x: Array, y: Array, fmt: str) -> NDArray[np.bool_]:
 
 def _is_nan(codes: Array, name: str) -> NDArray[np.bool_]:
     if name == "float64":
-        return np.isnan(codes.view(np.float64))
+        nan: NDArray[np.bool_] = np.isnan(codes.view(np.float64))
+        return nan
     fmt = formats.parse(name)
     if fmt.nan is Nan.NEGATIVE_ZERO:
-        return np.equal(codes, fmt.sign_bit)
-    return np.greater(codes & codes.dtype.type(fmt.top_code), fmt.max_code + fmt.infinity)
+        is_nan: NDArray[np.bool_] = codes == fmt.sign_bit
+    else:
+        is_nan = (codes & codes.dtype.type(fmt.top_code)) > fmt.max_code + fmt.infinity
+    return is_nan
 
 
 def ordinals(codes: Array, name: str) -> NDArray[np.float64]:

@@ -50,12 +50,15 @@ class Problem:
         (self.m, self.k), (of_b, self.n) = _matrix(a, "a", "[M, K]"), _matrix(b, "b", "[K, N]")
         if of_b != self.k:
             raise ValueError(f"a [M, K] = {[self.m, self.k]} and b [K, N] = {[of_b, self.n]} differ in K")
-        if 0 in (self.m, self.n):
-            raise ValueError(f"a [M, K] = {[self.m, self.k]} and b [K, N] = {[of_b, self.n]}: the product is empty")
+        if 0 in (self.m, self.n, self.k):
+            raise ValueError(
+                f"a [M, K] = {[self.m, self.k]} and b [K, N] = {[of_b, self.n]}: there is nothing to explain"
+            )
         self.c = None if c is None else _of_shape(c, "c", (self.m, self.n))
-        self.actual, self.container = (
-            _output_codes(actual, output) if actual is not None else (None, output or "float32")
-        )
+        self.actual: Array | None = None
+        self.container = output or "float32"
+        if actual is not None:
+            self.actual, self.container = _output_codes(actual, output)
         if self.actual is not None and self.actual.shape != (self.m, self.n):
             raise ValueError(f"actual has shape {list(self.actual.shape)}: expected [M, N] = {[self.m, self.n]}")
         self._operands: dict[tuple[str, str | None, str | None], Operands] = {}
@@ -126,8 +129,8 @@ def _resolved(instruction: str, widen: str | None, a_format: str, b_format: str)
 
 
 def _cut(x: Operand, rows: Indices) -> Operand:
-    parts: dict[str, Any] = {name: getattr(x, name) for name in ("codes", "scale_inv", "scales")}
-    return dataclasses.replace(x, **{name: part if part is None else part[rows] for name, part in parts.items()})
+    factors, scales = (None if part is None else part[rows] for part in (x.scale_inv, x.scales))
+    return dataclasses.replace(x, codes=x.codes[rows], scale_inv=factors, scales=scales)
 
 
 def rows_of(x: Any, argument: str) -> Array:
