@@ -19,6 +19,9 @@ from fp8sim.analysis.explaining.outputs import differs, rounded
 from fp8sim.analysis.explaining.problem import Problem
 from fp8sim.analysis.explaining.trial import EquivalenceClass, group
 from fp8sim.analysis.explaining.verdict import Explanation
+from fp8sim.rounding import Rounding
+
+Doubles = NDArray[np.float64]
 
 _POOL = (32, 8)
 """Rows of a and columns of b among which the few are chosen."""
@@ -181,46 +184,46 @@ def _chosen(signatures: NDArray[np.int64]) -> tuple[NDArray[np.intp], NDArray[np
 
 def _pool(case: Case, k: int, rng: np.random.Generator, size: tuple[int, int]) -> Case:
     """Inputs of the same kind as the case's, with other numbers."""
-    kinds = _kinds(case)
     problem = case.problem()
     changes: dict[str, Any] = {"actual": None, "output": case.output or problem.container, "hypotheses": None}
-    for name, rows, kind in (("a", size[0], kinds[0]), ("b", size[1], kinds[1])):
-        numbers = np.stack([_numbers(kind, k, i, rng) for i in range(rows)])
-        changes |= case.operand_like(name, numbers, rng)
+    for name, rows in zip("ab", size, strict=True):
+        fmt, drawn = case.operand_format(name), case.cast(name) is not None
+        numbers = np.stack([_numbers(fmt, k, i, rng) for i in range(rows)])
+        changes |= case.operand_like(name, _between(numbers, fmt, rng) if drawn else numbers, rng)
     if case.c is not None:
         kept = casting.cast(rng.standard_normal(size).astype(np.float32), "bfloat16")
         changes["c"] = kept.astype(np.asarray(case.c).dtype)
     return dataclasses.replace(case, **changes)
 
 
-def _kinds(case: Case) -> list[tuple[float, float]]:
-    """(smallest and largest magnitude) of numbers to draw, of each operand."""
-    found = []
-    for x in (case.operand_format("a"), case.operand_format("b")):
-        if x == "float64":
-            found.append((2.0**-500, 2.0**500))
-        else:
-            fmt = formats.parse(x)
-            found.append((max(2.0**-30, float(fmt.smallest)), min(2.0**30, float(fmt.max))))
-    return found
-
-
-def _numbers(limits: tuple[float, float], k: int, index: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    """[K], of one of six kinds by turns."""
-    low, high = np.log2(limits)
-    normal = rng.standard_normal(k)
-    signs = rng.choice([-1.0, 1.0], k)
-    wide: NDArray[np.float64] = signs * np.exp2(rng.uniform(low, high, k))
-    middle = signs * np.exp2(rng.integers(-3, 4, k).astype(float)) * (1 + rng.integers(0, 8, k) / 8)
-    kinds = (
-        wide,
+def _numbers(fmt: str, k: int, index: int, rng: np.random.Generator) -> Doubles:
+    """[K] numbers in the range of a format, of one of six kinds by turns."""
+    low, high = (2.0**-30, 2.0**30)
+    if fmt != "float64":
+        found = formats.parse(fmt)
+        low, high = max(low, float(found.smallest)), min(high, float(found.max))
+    normal, signs = rng.standard_normal(k), rng.choice([-1.0, 1.0], k)
+    kinds: tuple[Doubles, ...] = (
+        signs * np.exp2(rng.uniform(np.log2(low), np.log2(high), k)),
         normal,
-        middle,
-        np.where(rng.random(k) < 0.05, signs * limits[1], normal),
+        signs * np.exp2(rng.integers(-3, 4, k).astype(float)) * (1 + rng.integers(0, 8, k) / 8),
+        np.where(rng.random(k) < 0.05, signs * high, normal),
         np.abs(normal),
-        np.full(k, limits[1]) * np.where(rng.random(k) < 0.8, 1.0, rng.uniform(0, 2, k)),
+        high * np.where(rng.random(k) < 0.8, 1.0, rng.uniform(0, 2, k)),
     )
     return kinds[index % len(kinds)]
+
+
+def _between(numbers: Doubles, fmt: str, rng: np.random.Generator) -> Doubles:
+    """What casts to a format decide differently: numbers midway between two of its own, a little off, and too large."""
+    if fmt == "float64":
+        return numbers
+    below = casting.cast(numbers, fmt, rounding=Rounding.TOWARD_NEGATIVE)
+    above = casting.cast(numbers, fmt, rounding=Rounding.TOWARD_POSITIVE)
+    midway = (below + above) / 2 * (1 + rng.choice([0.0, 2.0**-11, -(2.0**-11)], numbers.shape))
+    kinds = rng.integers(0, 8, numbers.shape)
+    found: Doubles = np.select([kinds < 4, kinds == 4], [midway, 2 * numbers], numbers)
+    return found
 
 
 def pairs_of(found: Design) -> dict[tuple[Hypothesis, Hypothesis], str]:

@@ -91,9 +91,12 @@ class Problem:
         return a, b
 
     def model(self, hypothesis: Hypothesis) -> MmaModel:
-        """The instruction. ValueError if it does not accept the operands."""
+        """The instruction. ValueError if it does not accept the operands, or c."""
         a, b = self.operands(hypothesis)
-        return _resolved(hypothesis.plan.instruction, hypothesis.plan.widen, a.format, b.format)
+        model = _resolved(hypothesis.plan.instruction, hypothesis.plan.widen, a.format, b.format)
+        if self.c is not None and self.c.dtype != model.accumulator:
+            raise ValueError(f"c has dtype {self.c.dtype}: {model} adds to {model.accumulator}")
+        return model
 
     def pair(
         self, hypothesis: Hypothesis, rows: Indices | None = None, columns: Indices | None = None
