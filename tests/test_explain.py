@@ -214,12 +214,11 @@ def test_a_missing_tail_is_located():
     assert explanation.closest.pattern == "everything"
 
 
-@pytest.mark.parametrize("output", ["float32", "bfloat16"])
-def test_a_wrong_factor_of_one_block_is_located(output):
+def test_a_wrong_factor_of_one_block_is_located():
     given = {"a_scale_inv": factors(48, 2), "b_scale_inv": factors(2, 40)}
     wrong = {name: x.copy() for name, x in given.items()}
     wrong["a_scale_inv"][16:32, 1] *= 3
-    out = fp8sim.matmul(A, B, **E4M3, **wrong, plan="deepgemm.sm90", output=output)
+    out = fp8sim.matmul(A, B, **E4M3, **wrong, plan="deepgemm.sm90", output="bfloat16")
     closest = fp8sim.explain(out, A, B, **E4M3, **given).closest
     assert (closest.rows, closest.columns, closest.pattern) == ((16, 31), (0, 39), "whole rows")
     (fault,) = closest.faults
@@ -272,6 +271,9 @@ SETTINGS = {
     "e4m3, one tile": ("e4m3", 96, {}),
     "e5m2, with infinities": ("e5m2", 160, {}),
     "float16": ("float16", 72, {}),
+    "bfloat16, AMD's too": ("bfloat16", 48, {}),
+    "CDNA3": ("float8_e4m3fnuz", 96, {}),
+    "with c": ("e4m3", 160, {"c": normal(3, 4)}),
     "with factors": ("e4m3", 256, {"a_scale_inv": factors(3), "b_scale_inv": factors(4)}),
     "with factors in blocks": ("e4m3", 256, {"a_scale_inv": factors(3, 2), "b_scale_inv": factors(2, 4)}),
 }
@@ -283,7 +285,7 @@ def test_members_of_a_class_give_the_same_bits(setting, numbers):
     fmt, k, given = SETTINGS[setting]
     rng = np.random.default_rng(k)
     if numbers == "bits":
-        dtype, top = (np.uint16, 1 << 16) if fmt == "float16" else (np.uint8, 1 << 8)
+        dtype, top = (np.uint16, 1 << 16) if fmt.endswith("float16") else (np.uint8, 1 << 8)
         a, b = (rng.integers(0, top, shape).astype(dtype) for shape in ((3, k), (k, 4)))
     else:
         a, b = codes(3, k, fmt=fmt), codes(k, 4, fmt=fmt)
@@ -293,7 +295,7 @@ def test_members_of_a_class_give_the_same_bits(setting, numbers):
     assert any(len(found.hypotheses) > 3 for found in classes)
     for found in classes:
         outputs = []
-        for hypothesis in (found.first, *found.hypotheses[1::9]):
+        for hypothesis in (found.first, *found.hypotheses[1::20]):
             try:
                 outputs.append(rounded(problem.sums(hypothesis), hypothesis, "bfloat16"))
             except ValueError:
@@ -370,7 +372,7 @@ def test_hypotheses_as_text(text):
 
 
 def test_every_default_hypothesis_survives_its_text():
-    for hypothesis in default_hypotheses("e4m3", "e4m3", a="e4m3", b="mxfp8", outputs=["float16", "e5m2"])[::7]:
+    for hypothesis in default_hypotheses("e4m3", "e4m3", a="e4m3", b="mxfp8", outputs=["float16", "e5m2"])[::40]:
         assert parse_hypothesis(str(hypothesis)) == hypothesis
 
 

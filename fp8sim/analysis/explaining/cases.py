@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fp8sim import casting, quantizers
+from fp8sim import array_memory, casting, quantizers
 from fp8sim.analysis.explaining.hypothesis import Hypothesis
 from fp8sim.analysis.explaining.problem import Indices, Problem
 from fp8sim.analysis.explaining.trial import Advance
@@ -126,7 +126,7 @@ class Case:
             made = quantizers.parse(getattr(self, f"{name}_quantizer")).quantize(numbers.astype(np.float32))
             return {name: made.codes, f"{name}_scales": made.scales, f"{name}_tensor_scale": made.tensor_scale}
         given = getattr(self, name)
-        fmt = getattr(self, f"{name}_format") or casting.dtype_name(given.dtype)
+        fmt = getattr(self, f"{name}_format") or array_memory.dtype_name(given.dtype)
         if fmt in ("float64", "float32") or (self.cast(name) is not None and given.dtype.kind == "f"):
             return {name: np.ascontiguousarray(turned.astype(given.dtype))}
         codes = casting.encode(np.ascontiguousarray(turned), fmt, overflow="SATURATE")

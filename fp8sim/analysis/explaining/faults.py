@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,12 +19,13 @@ from fp8sim.mma import gemm
 from fp8sim.mma.gemm import Operand
 from fp8sim.mma.models import MmaModel
 from fp8sim.mma.plans import Place
+from fp8sim.rounding import Rounding
 
 Doubles = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 _TILES = (8, 16, 32, 64, 128, 256)
-_TAIL_HYPOTHESES = 256
+_TAIL_CANDIDATES = 64
 _SMALL = 4
 _EXPLAINED = 0.1
 """A fault that leaves more than this share of the deviation is not the one."""
@@ -147,15 +148,25 @@ def _amax(x: Doubles) -> Doubles:
 def missing_tail(problem: Problem, hypotheses: Sequence[Hypothesis]) -> tuple[Fault, Hypothesis] | None:
     """A shorter sum that reproduces every bit, and by which hypothesis; a few elements are tried before all."""
     small = _few(problem.m), _few(problem.n)
-    unsplit = [hypothesis for hypothesis in hypotheses if hypothesis.plan.split_k == 1][:_TAIL_HYPOTHESES]
+    alike = _of_equal_sums([hypothesis for hypothesis in hypotheses if hypothesis.plan.split_k == 1])
     for stop in _stops(problem.k):
-        for hypothesis in unsplit:
-            if _is_sum_to(problem, hypothesis, stop, *small) and _is_sum_to(problem, hypothesis, stop):
-                missing = problem.k - stop
-                text = f"the last {missing} of {problem.k} products are missing: {hypothesis} of the first {stop}"
-                details = {"k": [stop, problem.k], "hypothesis": str(hypothesis)}
-                return Fault("missing_tail", text, True, details), hypothesis
+        for members in alike[:_TAIL_CANDIDATES]:
+            for hypothesis in _summing_to(problem, members, stop, *small):
+                if _summing_to(problem, [hypothesis], stop):
+                    missing = problem.k - stop
+                    text = f"the last {missing} of {problem.k} products are missing: {hypothesis} of the first {stop}"
+                    details = {"k": [stop, problem.k], "hypothesis": str(hypothesis)}
+                    return Fault("missing_tail", text, True, details), hypothesis
     return None
+
+
+def _of_equal_sums(hypotheses: Iterable[Hypothesis]) -> list[list[Hypothesis]]:
+    """Hypotheses that differ in their epilogues alone, together."""
+    found: dict[tuple[Any, ...], list[Hypothesis]] = {}
+    for hypothesis in hypotheses:
+        plan = dataclasses.replace(hypothesis.plan, rounding=Rounding.TIES_TO_EVEN)
+        found.setdefault((plan, *hypothesis.casts, hypothesis.cast_through), []).append(hypothesis)
+    return list(found.values())
 
 
 def _stops(k: int) -> list[int]:
@@ -168,16 +179,22 @@ def _few(count: int) -> Indices:
     return np.unique(np.linspace(0, count - 1, min(count, _SMALL)).astype(np.intp))
 
 
-def _is_sum_to(
-    problem: Problem, hypothesis: Hypothesis, stop: int, rows: Indices | None = None, columns: Indices | None = None
-) -> bool:
-    try:
-        sums = _sums(problem, hypothesis, stop, rows, columns)
-    except ValueError:  # a cut inside of a block of factors
-        return False
+def _summing_to(
+    problem: Problem,
+    alike: Sequence[Hypothesis],
+    stop: int,
+    rows: Indices | None = None,
+    columns: Indices | None = None,
+) -> list[Hypothesis]:
+    """Those of hypotheses of equal sums that give the output from the first `stop` products."""
     assert problem.actual is not None
     actual = problem.actual if rows is None or columns is None else problem.cut(rows, columns)
-    return not differs(rounded(sums, hypothesis, problem.container), actual, problem.container).any()
+    try:
+        sums = _sums(problem, alike[0], stop, rows, columns)
+    except ValueError:  # a cut inside of a block of factors
+        return []
+    outputs = ((hypothesis, rounded(sums, hypothesis, problem.container)) for hypothesis in alike)
+    return [found for found, codes in outputs if not differs(codes, actual, problem.container).any()]
 
 
 def _sums(problem: Problem, hypothesis: Hypothesis, stop: int, rows: Indices | None, columns: Indices | None) -> Array:

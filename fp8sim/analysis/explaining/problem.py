@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fp8sim import casting, formats, quantizers
+from fp8sim import array_memory, casting, formats, quantizers
 from fp8sim.analysis.explaining.hypothesis import Hypothesis
 from fp8sim.formats import FORMATS, Format
 from fp8sim.mma import gemm
@@ -138,7 +138,7 @@ def _cut(x: Operand, rows: Indices) -> Operand:
 
 def rows_of(x: Any, argument: str) -> Array:
     """An operand with k along its rows; a float tensor as an array. TypeError if there is nothing to cast."""
-    name = casting.dtype_name(x.dtype)
+    name = array_memory.dtype_name(x.dtype)
     if name not in _FLOATS:
         raise TypeError(f"{argument} has dtype {name}: a cast takes {', '.join(_FLOATS)}; pass hypotheses without one")
     if not isinstance(x, np.ndarray):
@@ -164,25 +164,25 @@ def _matrix(x: Any, argument: str, axes: str) -> tuple[int, int]:
 def _of_shape(c: Any, argument: str, shape: tuple[int, ...]) -> Array:
     if tuple(getattr(c, "shape", ())) != shape:
         raise ValueError(f"{argument} has shape {list(getattr(c, 'shape', ()))}: expected [M, N] = {list(shape)}")
-    return casting._memory(c, argument)
+    return array_memory.memory_of(c, argument)
 
 
 def _output_codes(actual: Any, output: str | None) -> tuple[Array, str]:
     """The codes of a kernel's output and their format."""
     if not hasattr(actual, "dtype"):
         raise TypeError(f"actual is a {type(actual).__name__}: expected a NumPy array or a tensor")
-    name = casting.dtype_name(actual.dtype)
+    name = array_memory.dtype_name(actual.dtype)
     if name in _FLOATS:
-        return casting._memory(actual, "actual").view(operand_dtype(name)), name
+        return array_memory.memory_of(actual, "actual").view(operand_dtype(name)), name
     if name in FORMATS:
         unsigned = actual.view(f"u{actual.dtype.itemsize}") if isinstance(actual, np.ndarray) else _bytes(actual)
-        return casting._memory(unsigned, "actual"), name
+        return array_memory.memory_of(unsigned, "actual"), name
     if output is None:
         raise ValueError(f"actual has dtype {name}: say what its codes mean with output=, as 'bfloat16'")
     fmt = formats.parse(output)
     if name != operand_dtype(str(fmt)):
         raise TypeError(f"actual has dtype {name}: codes of {fmt} are {operand_dtype(str(fmt))}")
-    return casting._memory(actual, "actual"), str(fmt)
+    return array_memory.memory_of(actual, "actual"), str(fmt)
 
 
 def _bytes(x: Any) -> Any:
