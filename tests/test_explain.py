@@ -289,19 +289,19 @@ def test_members_of_a_class_give_the_same_bits(setting, numbers):
         a, b = (rng.integers(0, top, shape).astype(dtype) for shape in ((3, k), (k, 4)))
     else:
         a, b = codes(3, k, fmt=fmt), codes(k, 4, fmt=fmt)
-    problem = Problem(None, a, b, a_format=fmt, b_format=fmt, **given, output="bfloat16")
-    hypotheses = default_hypotheses(fmt, fmt, factors=bool(given), outputs=["bfloat16"])
+    problem = Problem(None, a, b, a_format=fmt, b_format=fmt, **given, output="float32")
+    hypotheses = default_hypotheses(fmt, fmt, factors=bool(given), outputs=["float32"])
     classes, _ = group(problem, [h for h in hypotheses if h.plan.rounding is fp8sim.Rounding.TIES_TO_EVEN])
     assert any(len(found.hypotheses) > 3 for found in classes)
     for found in classes:
         outputs = []
         for hypothesis in (found.first, *found.hypotheses[1 :: 20 if "a_scale_inv" in given else 1]):
             try:
-                outputs.append(rounded(problem.sums(hypothesis), hypothesis, "bfloat16"))
+                outputs.append(rounded(problem.sums(hypothesis), hypothesis, "float32"))
             except ValueError:
                 continue
         for other in outputs[1:]:
-            assert not differs(outputs[0], other, "bfloat16").any(), list(map(str, found.hypotheses))
+            assert not differs(outputs[0], other, "float32").any(), list(map(str, found.hypotheses))
 
 
 def test_any_nan_equals_any_nan():
