@@ -51,6 +51,7 @@ _UNUSED = "a signed format uses no `below`, and `narrow` names the rounding mode
 _DETERMINISTIC = "ties to even takes no random bits"
 _SLOWER = "a path that is right for more formats, and slower"
 _ANY_BUT_ZERO = "whether it has -0: all but 0 say yes"
+_LOWEST_BIT = "significands are shifted left by one: the lowest bit is 0"
 _LOW_ENOUGH = "any exponent below that of every format will do"
 EQUIVALENT = {
     "core/element.hpp: 0,      0x8000, 0x7F80, 0xFF80, 0x7F80, 0xFF80, 0x7FC0, 0xFFC0, [1]};": _UNUSED,
@@ -69,6 +70,7 @@ EQUIVALENT = {
     "core/rounding.hpp: const Word far = smaller<Word>(scaled.shift, all_shifted_out + [33]);": "all is shifted out",
     "core/rounding.hpp: const Word left = where(n [>=] shift, n - shift);": "0 either way where they are equal",
     "core/rounding.hpp: const Word right = smaller<Word>(where(shift [>=] n, shift - n), all_shifted_out);": "as left",
+    "core/rounding.hpp: const Word rest_mask = half + half - [2];": _LOWEST_BIT,
     "core/rounding.hpp: const int64_t highest_field = lowest_field + binades [+] 1;": _SLOWER,
     "core/rounding.hpp: const int64_t binades = larger<int64_t>(largest [<<] c.mantissa_bits, 1);": _SLOWER,
     "core/rounding.hpp: const int64_t binades = larger<int64_t>(largest >> c.mantissa_bits, [2]);": _SLOWER,
