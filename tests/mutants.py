@@ -62,6 +62,9 @@ EQUIVALENT = {
     "uint32_t>(bits, to_bfloat16(), [1], 32));": _DETERMINISTIC,
     "core/element.hpp: return static_cast<uint16_t>(encode<Rounding::kTiesToEven, Reach::kWithin, "
     "uint32_t>(bits, to_float16(), 0, [33]));": _DETERMINISTIC,
+    "core/element.hpp: code = encode<Rounding::kTiesToEven, Reach::kWithin, Bits>(widen(From{}, x), c, [1], 32);": (
+        _DETERMINISTIC
+    ),
     "core/element.hpp: return {7,      -126,   0, 0x7F7F, 0x7F80, 0x7F81, 0x8000, [2],      0,": _ANY_BUT_ZERO,
     "core/element.hpp: return {10,     -14,    0, 0x7BFF, 0x7C00, 0x7C01, 0x8000, [2],      0,": _ANY_BUT_ZERO,
     "core/rounding.hpp: field = subnormal ? (bits == 0 ? Int{} - (1 << [18]) : normalised) : field;": _LOW_ENOUGH,
