@@ -77,6 +77,8 @@ EQUIVALENT = {
     "core/rounding.hpp: const int64_t highest_field = lowest_field + binades [+] 1;": _SLOWER,
     "core/rounding.hpp: const int64_t binades = larger<int64_t>(largest [<<] c.mantissa_bits, 1);": _SLOWER,
     "core/rounding.hpp: const int64_t binades = larger<int64_t>(largest >> c.mantissa_bits, [2]);": _SLOWER,
+    "core/rounding.hpp: return emin_field > [2] ? Reach::kWithin : (emin_field == 1 ? Reach::kAligned : "
+    "Reach::kBeyond);": _SLOWER,
     "core/rounding.hpp: return emin_field > 1 ? Reach::kWithin : (emin_field == [2] ? Reach::kAligned : "
     "Reach::kBeyond);": _SLOWER,
 }
