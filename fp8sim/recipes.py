@@ -37,16 +37,28 @@ ACCUMULATIONS = ("native", "float32", "float32.sequential")
 """How a GEMM adds: what the backend does; BLAS in float32; one product after the other in float32, K ascending. Or as a
 plan of `fp8sim.mma.parse_plan` says: "sm90.wgmma", "deepgemm.sm90", ..."""
 
-PARAMETRIZATIONS = ("standard", "unit_scaled")
-"""Where scale lives: in the initialisation of weights; in constant factors on operations (unit scaling)."""
+PARAMETRIZATIONS = ("standard", "mup", "unit_scaled", "u_mup", "munit")
+"""Where scale lives: in the initialisation of weights (standard, muP); in constant factors on operations (unit scaling,
+u-muP and mu-nit scaling, which differ in what else they say of a model)."""
 
-ROLES = ("hidden", "readout")
-"""What a linear layer is in a model; a recipe may keep some in high precision."""
+_UNIT_SCALED = ("unit_scaled", "u_mup", "munit")
+
+HIDDEN_ROLES = ("hidden", "attention_qkv", "attention_out", "ffn_up", "ffn_down")
+"""What a linear layer inside a model is; "hidden" is one that is none of the others."""
+
+ROLES = (*HIDDEN_ROLES, "embedding", "readout")
+"""What a layer is in a model; a recipe may keep some in high precision. An embedding is a lookup, not a GEMM: no recipe
+casts it, whether it lists that role or not."""
 
 
 def _one_of(argument: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ValueError(f"{argument}={value!r}: use one of {', '.join(allowed)}")
+
+
+def _draws_no_random_bits(argument: str, quantizer: Quantizer | None) -> None:
+    if quantizer is not None and quantizer.rounding.is_stochastic:
+        raise ValueError(f"{argument}={quantizer}: the GEMMs of a recipe draw no random bits; use TIES_TO_EVEN")
 
 
 class GemmStrings(NamedTuple):
@@ -75,8 +87,7 @@ class GemmRecipe:
 
     def __post_init__(self) -> None:
         for operand, quantizer in (("first", self.first), ("second", self.second)):
-            if quantizer is not None and quantizer.rounding.is_stochastic:
-                raise ValueError(f"{operand}={quantizer}: the GEMMs of a recipe draw no random bits; use TIES_TO_EVEN")
+            _draws_no_random_bits(operand, quantizer)
         if self.accumulate not in ACCUMULATIONS:
             self._check_plan()
         if self.dtype is not None:
@@ -123,7 +134,8 @@ class Recipe:
         output, grad_input, grad_weight: the three GEMMs.
         parametrization: one of `PARAMETRIZATIONS`.
         loss_scaling: read by the training loop alone.
-        high_precision: roles of linear layers whose operands are not quantized.
+        high_precision: roles of layers that the GEMMs above are not for; "hidden" is all of `HIDDEN_ROLES`.
+        high_precision_cast: what casts all operands of those layers, such as bfloat16; None leaves them as they are.
         expected_to_hold: whether `fp8sim validate` fails when its scaling rule does not hold; baselines say False.
 
     Raises:
@@ -137,17 +149,19 @@ class Recipe:
     parametrization: str = "standard"
     loss_scaling: LossScaling = LossScaling()
     high_precision: tuple[str, ...] = ()
+    high_precision_cast: Quantizer | None = None
     expected_to_hold: bool = False
 
     def __post_init__(self) -> None:
         _one_of("parametrization", self.parametrization, PARAMETRIZATIONS)
         for role in self.high_precision:
             _one_of("high_precision", role, ROLES)
+        _draws_no_random_bits("high_precision_cast", self.high_precision_cast)
 
     @property
     def is_unit_scaled(self) -> bool:
         """Whether operations carry the constant factors of unit scaling."""
-        return self.parametrization == "unit_scaled"
+        return self.parametrization in _UNIT_SCALED
 
     def gemm(self, name: str) -> GemmRecipe:
         """The recipe of the GEMM `name`, one of `GEMM_OPERANDS`. ValueError for another name."""
@@ -175,7 +189,18 @@ class Recipe:
     def for_role(self, role: str) -> Recipe:
         """This recipe, or its high-precision form if it keeps layers of that role in high precision."""
         _one_of("role", role, ROLES)
-        return self.without_casts() if role in self.high_precision else self
+        kept = role in self.high_precision or (role in HIDDEN_ROLES and "hidden" in self.high_precision)
+        if not kept:
+            return self
+        if self.high_precision_cast is None:
+            return self.without_casts()
+        return self._casting(self.high_precision_cast)
+
+    def _casting(self, quantizer: Quantizer) -> Recipe:
+        """The same recipe with every operand cast by `quantizer`, added as the backend adds."""
+        both = {"first": quantizer, "second": quantizer, "accumulate": "native"}
+        gemms = {name: dataclasses.replace(self.gemm(name), **both) for name in GEMM_OPERANDS}  # type: ignore[arg-type]
+        return dataclasses.replace(self, name=f"{self.name} in {quantizer.format}", **gemms)  # type: ignore[arg-type]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionaries, strings and numbers, ready for JSON or YAML; `from_dict` inverts it."""
@@ -184,6 +209,8 @@ class Recipe:
             gemm = self.gemm(name)
             plain[name]["first"] = None if gemm.first is None else str(gemm.first)
             plain[name]["second"] = None if gemm.second is None else str(gemm.second)
+        cast = self.high_precision_cast
+        plain["high_precision_cast"] = None if cast is None else str(cast)
         return {**plain, "high_precision": list(self.high_precision)}
 
     def __str__(self) -> str:
@@ -204,6 +231,8 @@ def from_dict(plain: Mapping[str, Any]) -> Recipe:
             fields[name] = GemmRecipe(**gemm)
         fields["loss_scaling"] = LossScaling(**fields.get("loss_scaling", {}))
         fields["high_precision"] = tuple(fields.get("high_precision", ()))
+        cast = fields.get("high_precision_cast")
+        fields["high_precision_cast"] = None if cast is None else quantizers.parse(cast)
         return Recipe(**fields)
     except TypeError as error:
         raise ValueError(f"no recipe can be made of {dict(plain)!r}: {error}") from error

@@ -120,8 +120,8 @@ def test_the_readout_of_unit_scaled_fp8_stays_in_high_precision() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"parametrization": "ntk"}, "parametrization='ntk': use one of standard, unit_scaled"),
-        ({"high_precision": ("head",)}, "high_precision='head': use one of hidden, readout"),
+        ({"parametrization": "ntk"}, "parametrization='ntk': use one of standard, mup, unit_scaled"),
+        ({"high_precision": ("head",)}, "high_precision='head': use one of hidden, attention_qkv, .*, readout"),
         ({"output": {"accumulate": "float8"}}, "accumulate='float8': .*or use native, float32"),
         ({"output": {"dtype": "int8"}}, "dtype='int8'"),
         ({"loss_scaling": {"factor": 0}}, "a loss scale is a positive finite number"),

@@ -10,7 +10,7 @@ from fp8sim.optim import parameter_groups
 from fp8sim.training.model import CharacterMlp
 from fp8sim.training.text import Windows
 
-LEARNING_RATES = {"standard": 3e-3, "unit_scaled": 1.0}
+LEARNING_RATES = {"standard": 3e-3, "mup": 3e-3, "unit_scaled": 1.0, "u_mup": 1.0, "munit": 1.0}
 """Default learning rate of a run, by parametrization."""
 
 BETAS = (0.9, 0.95)
