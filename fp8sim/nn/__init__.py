@@ -1,19 +1,32 @@
-"""Modules over `fp8sim.functional`."""
+"""Modules over `fp8sim.functional`, and a transformer of them.
+
+Parameters have the names and shapes of torch's modules, so that state dicts load both ways.
+"""
 
 from fp8sim.nn.activations import GELU, SiLU
+from fp8sim.nn.attention import Attention, KeyValueCache
+from fp8sim.nn.config import TransformerConfig
 from fp8sim.nn.embedding import Embedding
 from fp8sim.nn.linear import Conv1d, Linear, LinearReadout
+from fp8sim.nn.mlp import MLP
 from fp8sim.nn.norms import LayerNorm, RMSNorm
 from fp8sim.nn.roles import ResidualStack
+from fp8sim.nn.transformer import TransformerDecoder, TransformerLayer
 
 __all__ = [
     "GELU",
+    "MLP",
+    "Attention",
     "Conv1d",
     "Embedding",
+    "KeyValueCache",
     "LayerNorm",
     "Linear",
     "LinearReadout",
     "RMSNorm",
     "ResidualStack",
     "SiLU",
+    "TransformerConfig",
+    "TransformerDecoder",
+    "TransformerLayer",
 ]

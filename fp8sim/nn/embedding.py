@@ -18,7 +18,7 @@ class Embedding(torch.nn.Module):
         vocabulary, width: V and W.
         padding_idx: a row that starts at zero and gets no gradient; negative counts from the end.
         recipe: its parametrization decides whether the weight's gradient carries the factor of `rules.embedding`.
-        init_std: standard deviation of the initial weight.
+        init_std: standard deviation of the initial weight; None is 1.
         multiplier: on the output, as in an ordinary differentiable graph (A of muP's table).
 
     Raises:
@@ -32,14 +32,14 @@ class Embedding(torch.nn.Module):
         padding_idx: int | None = None,
         *,
         recipe: str | Recipe = functional.UNIT_SCALED,
-        init_std: float = 1.0,
+        init_std: float | None = None,
         multiplier: float = 1.0,
     ) -> None:
         super().__init__()
         if padding_idx is not None and not -vocabulary <= padding_idx < vocabulary:
             raise ValueError(f"padding_idx={padding_idx}: the rows are {-vocabulary} to {vocabulary - 1}")
         self.recipe, self.padding_idx = recipes.parse(recipe), padding_idx
-        self.init_std, self.multiplier = init_std, multiplier
+        self.init_std, self.multiplier = 1.0 if init_std is None else init_std, multiplier
         self.weight = torch.nn.Parameter(torch.empty(vocabulary, width))
         self.reset_parameters()
 

@@ -1,0 +1,36 @@
+"""Rotary position embedding (RoPE: Su et al. 2021, "RoFormer", section 3.2)."""
+
+from __future__ import annotations
+
+import torch
+
+
+def rotate(x: torch.Tensor, base: float, first: int = 0) -> torch.Tensor:
+    """Turn the pairs (x[i], x[i + D/2]) of each position p = first, first + 1, ... by the angle p * base^(-2i/D).
+
+    The dot product of a query and a key then depends on the distance of their positions alone. A rotation keeps scale,
+    forward and backward, so it has no factor. Angles, sines and cosines are float32 (float64 for float64 inputs).
+
+    Args:
+        x: [..., L, D] of queries or keys; D is even.
+        base: the slowest pair turns by about 1 / base per position.
+        first: position of x[..., 0, :].
+
+    Returns:
+        [..., L, D], in the dtype of x.
+
+    Raises:
+        ValueError: an odd D, a base that is not above 0.
+    """
+    length, width = x.shape[-2:]
+    if width % 2:
+        raise ValueError(f"x has {width} features per head: rotary positions turn pairs, so use an even number")
+    if not base > 0:
+        raise ValueError(f"base={base}: must be above 0, such as 10000")
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    positions = torch.arange(first, first + length, dtype=dtype, device=x.device)
+    speeds = base ** (torch.arange(0, width, 2, dtype=dtype, device=x.device) / -width)
+    angles = positions[:, None] * speeds
+    cosine, sine = angles.cos(), angles.sin()
+    left, right = x.to(dtype).chunk(2, -1)
+    return torch.cat((left * cosine - right * sine, right * cosine + left * sine), -1).to(x.dtype)
