@@ -60,7 +60,6 @@ class Attention(torch.nn.Module):
             must not change from call to call, so unit-scaled decoding needs it; the length of training is right.
         bias: whether the linear layers have one.
         constraint: of both linear layers.
-        depth: number of blocks, if the branch is one of a stack.
         init_std: standard deviation of the initial weights; None: `Linear`'s.
         recipe: quantizers and parametrization. `qkv`, which makes queries, keys and values in this order, has the role
             "attention_qkv", and `out` has "attention_out".
@@ -86,7 +85,6 @@ class Attention(torch.nn.Module):
         context: int | None = None,
         bias: bool = False,
         constraint: str | None = "to_output_scale",
-        depth: int | None = None,
         init_std: float | None = None,
         recipe: str | Recipe = functional.UNIT_SCALED,
     ) -> None:
@@ -99,9 +97,7 @@ class Attention(torch.nn.Module):
         self.dropout, self.recipe = dropout, recipes.parse(recipe)
 
         def layer(inputs: int, outputs: int, role: str) -> Linear:
-            return Linear(
-                inputs, outputs, bias, recipe=recipe, role=role, constraint=constraint, depth=depth, init_std=init_std
-            )
+            return Linear(inputs, outputs, bias, recipe=recipe, role=role, constraint=constraint, init_std=init_std)
 
         self.qkv = layer(width, (heads + 2 * groups) * self.head_width, "attention_qkv")
         self.query_norm = LayerNorm(self.head_width, recipe=recipe) if qk_norm else None

@@ -6,7 +6,7 @@ import torch
 
 from fp8sim import recipes
 from fp8sim.recipes import Recipe
-from fp8sim.unit_scaling import functional, rules
+from fp8sim.unit_scaling import functional
 
 
 class Embedding(torch.nn.Module):
@@ -53,10 +53,6 @@ class Embedding(torch.nn.Module):
     def parametrization_roles(self) -> dict[str, str]:
         """Kind of the weight, as `fp8sim.unit_scaling.mup` names it."""
         return {"weight": "embedding"}
-
-    def learning_rate_factor(self, parameter: str) -> float:
-        """Factor on the learning rate of the weight."""
-        return rules.adam_learning_rate("embedding", self.weight.shape[1]) if self.recipe.is_unit_scaled else 1.0
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """input [...] -> [..., W]."""

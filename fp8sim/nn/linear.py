@@ -22,7 +22,6 @@ class Linear(torch.nn.Module):
             high precision.
         constraint: ties the factors of output and grad_input of a hidden layer; None where both edges are cut, or
             where forward and backward products over a residual branch agree.
-        depth: number of blocks, if the layer is on a residual branch.
         init_std: standard deviation of the initial weight; None is 1 if unit-scaled, else torch's, uniform in
             +-I^-1/2, which is (3 I)^-1/2.
         multiplier: on the output, as in an ordinary differentiable graph (A of muP's table).
@@ -40,7 +39,6 @@ class Linear(torch.nn.Module):
         recipe: str | Recipe = functional.UNIT_SCALED,
         role: str = "hidden",
         constraint: str | None = "to_output_scale",
-        depth: int | None = None,
         init_std: float | None = None,
         multiplier: float = 1.0,
     ) -> None:
@@ -50,7 +48,7 @@ class Linear(torch.nn.Module):
         rules.constrain(constraint, 1.0, 1.0)
         self.in_features, self.out_features = in_features, out_features
         self.recipe = recipes.parse(recipe).for_role(role)
-        self.role, self.constraint, self.depth = role, constraint, depth
+        self.role, self.constraint = role, constraint
         self.init_std, self.multiplier = init_std, multiplier
         self.name = ""
         self.weight = torch.nn.Parameter(torch.empty(out_features, in_features))
@@ -65,12 +63,6 @@ class Linear(torch.nn.Module):
     def parametrization_roles(self) -> dict[str, str]:
         """Kinds of weight and bias, as `fp8sim.unit_scaling.mup` names them."""
         return {"weight": "readout" if self.role == "readout" else "hidden", "bias": "bias"}
-
-    def learning_rate_factor(self, parameter: str) -> float:
-        """Factor on the learning rate of "weight" or "bias"."""
-        if not self.recipe.is_unit_scaled:
-            return 1.0
-        return rules.adam_learning_rate(self.parametrization_roles()[parameter], self.in_features, self.depth)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """input [..., I] -> [..., O]."""
@@ -124,7 +116,6 @@ class Conv1d(torch.nn.Module):
         bias: whether there is one; it starts at zero under unit scaling.
         recipe: quantizers of the three GEMMs, and the parametrization.
         constraint: ties the factors of output and grad_input.
-        depth: number of blocks, if the layer is on a residual branch.
 
     Raises:
         ValueError: channels that `groups` does not divide, an unknown recipe or constraint. In `forward`: an input that
@@ -144,7 +135,6 @@ class Conv1d(torch.nn.Module):
         *,
         recipe: str | Recipe = functional.UNIT_SCALED,
         constraint: str | None = "to_output_scale",
-        depth: int | None = None,
     ) -> None:
         super().__init__()
         if groups < 1 or in_channels % groups or out_channels % groups:
@@ -155,7 +145,7 @@ class Conv1d(torch.nn.Module):
         self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, kernel_size
         self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
         self.recipe = recipes.parse(recipe).for_role("hidden")
-        self.constraint, self.depth = constraint, depth
+        self.constraint = constraint
         self.name = ""
         self.weight = torch.nn.Parameter(torch.empty(out_channels, in_channels // groups, kernel_size))
         self.bias = torch.nn.Parameter(torch.empty(out_channels)) if bias else None
@@ -174,12 +164,6 @@ class Conv1d(torch.nn.Module):
     def parametrization_roles(self) -> dict[str, str]:
         """Kinds of weight and bias, as `fp8sim.unit_scaling.mup` names them."""
         return {"weight": "hidden", "bias": "bias"}
-
-    def learning_rate_factor(self, parameter: str) -> float:
-        """Factor on the learning rate of "weight" or "bias"."""
-        if not self.recipe.is_unit_scaled:
-            return 1.0
-        return rules.adam_learning_rate(self.parametrization_roles()[parameter], self.fan_in, self.depth)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """input [B, I, L] -> [B, O, P]."""

@@ -26,7 +26,6 @@ class MLP(torch.nn.Module):
         mult: on the input of silu or gelu; alpha_ffn-act of u-muP.
         bias: whether the linear layers have one.
         constraint: of the linear layers; "to_output_scale" makes each an ordinary function with its own gradient.
-        depth: number of blocks, if the branch is one of a stack.
         init_stds: standard deviations of the initial weights of up (and gate), and of down; None: `Linear`'s.
         recipe: quantizers and parametrization; up and gate have the role "ffn_up", down has "ffn_down".
 
@@ -43,7 +42,6 @@ class MLP(torch.nn.Module):
         mult: float = 1.0,
         bias: bool = False,
         constraint: str | None = None,
-        depth: int | None = None,
         init_stds: tuple[float | None, float | None] = (None, None),
         recipe: str | Recipe = functional.UNIT_SCALED,
     ) -> None:
@@ -56,9 +54,7 @@ class MLP(torch.nn.Module):
         self.activation, self.mult, self.recipe = activation, mult, recipes.parse(recipe)
 
         def layer(inputs: int, outputs: int, role: str, std: float | None) -> Linear:
-            return Linear(
-                inputs, outputs, bias, recipe=recipe, role=role, constraint=constraint, depth=depth, init_std=std
-            )
+            return Linear(inputs, outputs, bias, recipe=recipe, role=role, constraint=constraint, init_std=std)
 
         self.up = layer(width, inner, "ffn_up", init_stds[0])
         self.gate = layer(width, inner, "ffn_up", init_stds[0]) if activation == "swiglu" else None

@@ -210,7 +210,6 @@ def _attention(config: TransformerConfig, recipe: Recipe) -> Attention:
         dropout=config.dropout,
         context=config.context,
         bias=config.bias,
-        depth=config.blocks,
         init_std=config.start_of("hidden", config.width, recipe).init_std,
         recipe=recipe,
     )
@@ -226,7 +225,6 @@ def _mlp(config: TransformerConfig, recipe: Recipe) -> MLP:
         mult=config.alpha_ffn_activation,
         bias=config.bias,
         constraint="to_output_scale" if recipe.parametrization == "munit" else None,
-        depth=config.blocks,
         init_stds=(up, down),
         recipe=recipe,
     )
