@@ -1,0 +1,186 @@
+"""What holds of the transformer in any style: gradients, decoding, precision policy, compilation, copies, errors."""
+
+import copy
+import dataclasses
+import pickle
+from collections.abc import Callable
+
+import pytest
+import torch
+from decoders import EXACT, SMALL, TOKENS, decoder, recipe_of
+from torch.nn import functional as F
+
+from fp8sim import quantizers, recipes
+from fp8sim.nn import TransformerConfig, TransformerDecoder, TransformerLayer, roles
+from fp8sim.recipes import GEMM_OPERANDS, PARAMETRIZATIONS
+from fp8sim.simulate.matmul import GemmEvent, observe
+
+
+@pytest.mark.parametrize("style", PARAMETRIZATIONS)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"activation": "gelu", "key_value_heads": 2, "qk_norm": True, "bias": True, "norm_gain": True, "dropout": 0.1},
+    ],
+    ids=["plain", "all options"],
+)
+def test_gradients_reach_every_parameter(style: str, options: dict[str, object]) -> None:
+    config = dataclasses.replace(SMALL, **options)  # type: ignore[arg-type]
+    model = decoder(config, recipe_of(style, "bf16"))
+    model.loss(TOKENS[:, :-1], TOKENS[:, 1:]).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.any(), name
+
+
+@pytest.mark.parametrize("style", PARAMETRIZATIONS)
+def test_decoding_token_by_token_equals_the_whole_sequence(style: str) -> None:
+    config = dataclasses.replace(SMALL, context=16, key_value_heads=2)
+    model = decoder(config, recipe_of(style)).double()
+    caches = model.new_caches()
+    parts = [model(part, caches=caches) for part in TOKENS.split([3, *[1] * 6], 1)]
+    torch.testing.assert_close(torch.cat(parts, 1), model(TOKENS), **EXACT)
+    assert [cache.length for cache in caches] == [9, 9]
+
+
+def casts(model: TransformerDecoder) -> dict[str, set[str]]:
+    """Formats that the GEMMs of each layer cast to, seen in a forward and a backward pass; "" is no cast."""
+    seen: dict[str, set[str]] = {}
+
+    def watch(event: GemmEvent) -> None:
+        for given, used, quantizer in zip(event.given, event.used, event.quantizers, strict=True):
+            assert (quantizer is None) == torch.equal(given, used), "a cast moves some element, and no cast moves none"
+            seen.setdefault(event.layer, set()).add("" if quantizer is None else str(quantizer.format))
+
+    gemms: list[tuple[str, str]] = []
+    with observe(watch), observe(lambda event: gemms.append((event.layer, event.gemm))):
+        model.loss(TOKENS[:, :-1], TOKENS[:, 1:]).backward()
+    assert len(gemms) == len(set(gemms)) == len(GEMM_OPERANDS) * len(seen)
+    return seen
+
+
+FP8 = {"float8_e4m3fn", "float8_e5m2"}
+BF16 = {"bfloat16"}
+LAYERS = ("attention.qkv", "attention.out", "mlp.up", "mlp.gate", "mlp.down")
+
+
+@pytest.mark.parametrize(
+    ("kept", "layers"),
+    [
+        ((), ()),
+        (("readout",), ("readout",)),
+        (("embedding", "readout"), ("readout",)),
+        (("attention_out", "ffn_down", "readout"), ("attention.out", "mlp.down", "readout")),
+        (("attention_qkv", "ffn_up"), ("attention.qkv", "mlp.up", "mlp.gate")),
+        (("hidden",), LAYERS),
+    ],
+)
+@pytest.mark.parametrize("cast", ["", "bf16"])
+def test_the_recipe_says_which_layers_are_cast(kept: tuple[str, ...], layers: tuple[str, ...], cast: str) -> None:
+    keeping = quantizers.parse(cast) if cast else None
+    recipe = dataclasses.replace(recipe_of("u_mup", "fp8_naive"), high_precision=kept, high_precision_cast=keeping)
+    names = [f"layers.{i}.{name}" for i in (0, 1) for name in LAYERS]
+    expected = {
+        name: ((BF16 if cast else {""}) if name.endswith(layers) and layers else FP8) for name in [*names, "readout"]
+    }
+    assert casts(decoder(recipe=recipe)) == expected
+
+
+def test_blocks_may_have_recipes_of_their_own() -> None:
+    fp8, bf16 = recipe_of("u_mup", "fp8_naive"), recipe_of("u_mup", "bf16")
+    seen = casts(decoder(recipe=fp8, block_recipes=[bf16, fp8]))
+    assert {name: formats for name, formats in seen.items() if formats == BF16} == {
+        f"layers.0.{name}": BF16 for name in LAYERS
+    }
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # raised by torch's own tracer
+@pytest.mark.parametrize("style", ["u_mup", "munit"])
+def test_the_decoder_compiles_to_one_graph_with_the_same_bits(style: str) -> None:
+    model = decoder(recipe=recipe_of(style, "fp8_naive"))
+    compiled = torch.compile(model.loss, fullgraph=True, backend="aot_eager")
+    gradients = []
+    for loss in (model.loss, compiled):
+        model.zero_grad()
+        loss(TOKENS[:, :-1], TOKENS[:, 1:]).backward()
+        gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    for ours, theirs in zip(*gradients, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("style", PARAMETRIZATIONS)
+def test_a_decoder_made_on_the_meta_device_starts_as_any(style: str) -> None:
+    with torch.device("meta"):
+        late = TransformerDecoder(dataclasses.replace(SMALL, norm_gain=True, bias=True), recipe=recipe_of(style))
+    late.to_empty(device="cpu")
+    early = decoder(dataclasses.replace(SMALL, norm_gain=True, bias=True), recipe_of(style))
+    for model in (early, late):
+        torch.manual_seed(7)
+        model.reset_parameters()
+    for ours, theirs in zip(early.parameters(), late.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    assert torch.equal(early(TOKENS), late(TOKENS))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_copies_and_pickles_give_the_same_bits(copied: Callable[[TransformerDecoder], TransformerDecoder]) -> None:
+    model = decoder(recipe=recipe_of("u_mup", "fp8_naive"))
+    other = copied(model)
+    assert torch.equal(other(TOKENS), model(TOKENS))
+    assert other.config == model.config
+    assert other.recipe == model.recipe
+
+
+def test_what_parameters_are_and_how_deep() -> None:
+    found = {name: (w.kind, w.depth) for name, (_, w) in roles.weights(decoder()).items()}
+    assert found["embedding.weight"] == ("embedding", None)
+    assert found["readout.weight"] == ("readout", None)
+    hidden = {what for name, what in found.items() if name.startswith("layers.")}
+    assert hidden == {("hidden", 2)}
+
+
+def test_the_loss_is_that_of_the_multiplied_logits_in_float32() -> None:
+    model = decoder(dataclasses.replace(SMALL, alpha_loss_softmax=3.0), "fp32").bfloat16()
+    tokens, targets = TOKENS[:, :-1], TOKENS[:, 1:].clone()
+    targets[0] = -100
+    loss = model.loss(tokens, targets, z_loss=0.1)
+    assert loss.dtype == torch.float32
+    logits = model(tokens).float().flatten(0, 1)[8:] * 3
+    expected = F.cross_entropy(logits, targets.flatten()[8:]) + 0.1 * logits.logsumexp(1).square().mean()
+    torch.testing.assert_close(loss, expected)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: TransformerConfig(50, 32, 0, 4), "blocks=0: must be at least 1"),
+        (lambda: TransformerConfig(50, 32, 2, 4, context=0), "context=0: must be at least 1"),
+        (lambda: TransformerConfig(50, 32, 2, 4, activation="relu"), "activation='relu': use one of swiglu, gelu"),
+        (lambda: TransformerConfig(50, 32, 2, 4, norm="batch"), "norm='batch': use one of None, rms, layer"),
+        (lambda: TransformerConfig(50, 32, 2, 4, depth_convention="layers"), "depth_convention='layers'"),
+        (lambda: TransformerConfig(50, 32, 2, 4, alpha_res=0.0), "alpha_res=0.0: must be positive"),
+        (lambda: TransformerConfig(50, 32, 2, 4, tau=1.5), "tau=1.5: as a share it is 0 to 1"),
+        (lambda: TransformerConfig(50, 32, 2, 4, dropout=2.0), "p=2.0: a probability is 0 to 1"),
+        (lambda: decoder(TransformerConfig(50, 32, 2, 5)), "heads=5 must divide width=32"),
+        (lambda: decoder(dataclasses.replace(SMALL, alpha_res=2.0), "fp32"), "alpha_res=2.0 is for unit_scaled and"),
+        (lambda: decoder(dataclasses.replace(SMALL, tau=0.1)), "tau=0.1 is for munit, and recipe 'unit_scaled'"),
+        (lambda: decoder(dataclasses.replace(SMALL, base_width=8), "fp32"), "base_width=8 is for mup"),
+        (lambda: TransformerLayer(SMALL, 2), "block=2: the blocks are 0 to 1"),
+        (lambda: decoder(block_recipes=["fp32", "fp32"]), "expected 2 of unit_scaled"),
+        (lambda: decoder(block_recipes=["unit_scaled"]), "expected 2 of unit_scaled"),
+        (lambda: decoder()(TOKENS[0]), r"a decoder takes tokens \[B, L\], got \[9\]"),
+        (lambda: decoder()(TOKENS, caches=[]), "got 0 caches for 2 blocks: use new_caches"),
+        (lambda: (model := decoder())(TOKENS, caches=model.new_caches()), "context=None: with a cache"),
+    ],
+)
+def test_bad_arguments_are_named(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_recipes_of_every_style_say_whether_operations_carry_factors() -> None:
+    carries = {style: recipe_of(style).is_unit_scaled for style in PARAMETRIZATIONS}
+    assert carries == {"standard": False, "mup": False, "unit_scaled": True, "u_mup": True, "munit": True}
+    assert recipes.parse(str(recipe_of("munit"))) == recipe_of("munit")
