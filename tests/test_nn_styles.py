@@ -208,3 +208,16 @@ def test_a_unit_scaled_decoder_starts_at_scale_one(style: str, activation: str) 
     spread = {name: float(p.grad.std()) for name, p in model.named_parameters() if p.grad is not None}
     assert spread["readout.weight"] == pytest.approx(1.0, rel=0.05)
     assert all(0.2 < std < 5 for std in spread.values()), spread
+
+
+def test_the_weight_gradients_of_a_decoder_are_those_measured_with_the_unit_scaling_library() -> None:
+    model = decoder(TransformerConfig(1000, 256, 4, 4, rotary_base=None))
+    tokens = torch.randint(0, 1000, (4, 129), generator=torch.Generator().manual_seed(2))
+    model.loss(tokens[:, :-1], tokens[:, 1:]).backward()
+    stds = {name: float(p.grad.std()) for name, p in model.named_parameters() if p.grad is not None}
+    # Width 256, 4 blocks, 1000 symbols, 4 x 128 tokens; the two figures of MLPs are those of the first and last block.
+    measured = {"embedding": 1.11, "layers.0.attention.qkv": 1.23, "layers.0.attention.out": 2.1, "readout": 0.99}
+    measured |= {f"layers.0.mlp.{name}": std for name, std in (("up", 0.65), ("gate", 0.65), ("down", 0.68))}
+    measured |= {f"layers.3.mlp.{name}": 0.52 for name in ("up", "gate", "down")}
+    for name, std in measured.items():
+        assert stds[f"{name}.weight"] == pytest.approx(std, rel=0.12), name

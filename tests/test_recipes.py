@@ -1,5 +1,6 @@
 """Recipes and quantizers are data: valid by construction, with one canonical text each."""
 
+import dataclasses
 import json
 
 import pytest
@@ -42,7 +43,8 @@ any_recipe = st.builds(
     grad_weight=gemms,
     parametrization=st.sampled_from(recipes.PARAMETRIZATIONS),
     loss_scaling=st.builds(LossScaling, st.sampled_from([1.0, 0.5, 4096.0])),
-    high_precision=st.sampled_from([(), ("readout",), ("hidden", "readout")]),
+    high_precision=st.lists(st.sampled_from(recipes.ROLES), unique=True).map(tuple),
+    high_precision_cast=st.none() | any_quantizer(),
     expected_to_hold=st.booleans(),
 )
 
@@ -122,6 +124,7 @@ def test_the_readout_of_unit_scaled_fp8_stays_in_high_precision() -> None:
     [
         ({"parametrization": "ntk"}, "parametrization='ntk': use one of standard, mup, unit_scaled"),
         ({"high_precision": ("head",)}, "high_precision='head': use one of hidden, attention_qkv, .*, readout"),
+        ({"high_precision_cast": "bf16:STOCHASTIC"}, "high_precision_cast=bfloat16:STOCHASTIC.* draw no random bits"),
         ({"output": {"accumulate": "float8"}}, "accumulate='float8': .*or use native, float32"),
         ({"output": {"dtype": "int8"}}, "dtype='int8'"),
         ({"loss_scaling": {"factor": 0}}, "a loss scale is a positive finite number"),
@@ -131,6 +134,26 @@ def test_the_readout_of_unit_scaled_fp8_stays_in_high_precision() -> None:
 def test_a_bad_recipe_says_what_is_wrong(fields: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         recipes.from_dict({"name": "mine", **fields})
+
+
+def test_a_recipe_written_before_roles_were_finer_is_still_read() -> None:
+    plain = RECIPES["unit_scaled_fp8"].to_dict()
+    del plain["high_precision_cast"]
+    assert recipes.from_dict(plain) == RECIPES["unit_scaled_fp8"]
+    both = recipes.from_dict({**plain, "high_precision": ["hidden", "readout"]})
+    assert all(both.for_role(role).output.first is None for role in (*recipes.HIDDEN_ROLES, "readout"))
+
+
+@pytest.mark.parametrize("role", recipes.ROLES)
+def test_layers_of_the_roles_that_a_recipe_names_are_cast_by_what_it_says(role: str) -> None:
+    keeping = Recipe("mine", high_precision=("attention_out", "readout"), high_precision_cast=quantizers.parse("bf16"))
+    fp8 = dataclasses.replace(RECIPES["fp8_naive"].adding("sm90.wgmma"), high_precision=keeping.high_precision)
+    kept = dataclasses.replace(fp8, high_precision_cast=keeping.high_precision_cast).for_role(role)
+    formats = {str(q.format) for gemm in GEMM_OPERANDS for q in (kept.gemm(gemm).first, kept.gemm(gemm).second) if q}
+    is_kept = role in keeping.high_precision
+    assert formats == ({"bfloat16"} if is_kept else {"float8_e4m3fn", "float8_e5m2"})
+    assert kept.output.accumulate == ("native" if is_kept else "sm90.wgmma")
+    assert fp8.for_role(role).output.first is None or not is_kept
 
 
 def test_an_unknown_recipe_lists_the_names() -> None:

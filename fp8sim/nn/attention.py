@@ -163,11 +163,13 @@ class Attention(torch.nn.Module):
     def _heads_of(self, x: torch.Tensor, first: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Queries [B, H, L, D], keys and values [B, G, L, D]."""
         all_heads = self.qkv(x).unflatten(-1, (-1, self.head_width)).transpose(1, 2)
-        query, key, value = all_heads.split((self.heads, self.groups, self.groups), 1)
+        turned, value = all_heads.split((self.heads + self.groups, self.groups), 1)
         if self.query_norm is not None and self.key_norm is not None:
-            query, key = self.query_norm(query), self.key_norm(key)
+            query, key = turned.split((self.heads, self.groups), 1)
+            turned = torch.cat((self.query_norm(query), self.key_norm(key)), 1)
         if self.rotary_base is not None:
-            query, key = rotate(query, self.rotary_base, first), rotate(key, self.rotary_base, first)
+            turned = rotate(turned, self.rotary_base, first)
+        query, key = turned.split((self.heads, self.groups), 1)
         return query, key, value
 
     def extra_repr(self) -> str:

@@ -32,5 +32,7 @@ def rotate(x: torch.Tensor, base: float, first: int = 0) -> torch.Tensor:
     speeds = base ** (torch.arange(0, width, 2, dtype=dtype, device=x.device) / -width)
     angles = positions[:, None] * speeds
     cosine, sine = angles.cos(), angles.sin()
-    left, right = x.to(dtype).chunk(2, -1)
-    return torch.cat((left * cosine - right * sine, right * cosine + left * sine), -1).to(x.dtype)
+    # (a, b) -> (a cos - b sin, b cos + a sin): x by its own cosine, and the other of its pair by a signed sine.
+    own, other = torch.cat((cosine, cosine), -1), torch.cat((-sine, sine), -1)
+    wide = x.to(dtype)
+    return torch.addcmul(wide * own, wide.roll(width // 2, -1), other).to(x.dtype)
