@@ -67,8 +67,10 @@ def heads_of(module: Attention, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 @pytest.mark.parametrize("key_value_heads", [None, 2, 1])
 @pytest.mark.parametrize("is_causal", [True, False])
-def test_attention_is_its_composition(key_value_heads: int | None, is_causal: bool) -> None:
-    module = attention(key_value_heads=key_value_heads, is_causal=is_causal, mult=1.5, recipe="fp32")
+@pytest.mark.parametrize("root", [True, False])
+def test_attention_is_its_composition(key_value_heads: int | None, is_causal: bool, root: bool) -> None:
+    options = {"key_value_heads": key_value_heads, "is_causal": is_causal, "root_softmax": root}
+    module = attention(**options, mult=1.5, recipe="fp32")
     x = normal(2, 6, 32)
     query, key, value = heads_of(module, x)
     query, key = (by_complex_numbers(y, 10000.0, 0) for y in (query, key))
@@ -76,7 +78,8 @@ def test_attention_is_its_composition(key_value_heads: int | None, is_causal: bo
     logits = query @ key.mT * 1.5 / math.sqrt(8)
     if is_causal:
         logits = logits.masked_fill(torch.ones(6, 6).triu(1).bool(), -math.inf)
-    mixed = (logits.softmax(-1) @ value).transpose(1, 2).reshape(2, 6, 32)
+    probabilities = logits.softmax(-1)
+    mixed = ((probabilities.sqrt() if root else probabilities) @ value).transpose(1, 2).reshape(2, 6, 32)
     torch.testing.assert_close(module(x), F.linear(mixed, module.out.weight), **EXACT)
 
 

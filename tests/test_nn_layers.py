@@ -48,8 +48,8 @@ PAIRS: dict[str, tuple[Callable[[], torch.nn.Module], Callable[[], torch.nn.Modu
     ),
     "layer norm": (lambda: nn.LayerNorm(6, recipe="fp32"), lambda: torch.nn.LayerNorm(6), normal(5, 6)),
     "layer norm without bias": (
-        lambda: nn.LayerNorm(6, bias=False, recipe="fp32"),
-        lambda: torch.nn.LayerNorm(6, bias=False),
+        lambda: nn.LayerNorm(6, 1e-2, bias=False, recipe="fp32"),
+        lambda: torch.nn.LayerNorm(6, 1e-2, bias=False),
         normal(5, 6),
     ),
     "conv1d": (
@@ -165,6 +165,18 @@ def test_activations_are_the_functions_of_their_name() -> None:
     torch.testing.assert_close(nn.SiLU()(x), F.silu(x) * rules.silu()[0], **EXACT)
 
 
+@pytest.mark.parametrize(("module", "rule"), [(nn.GELU, rules.gelu), (nn.SiLU, rules.silu)])
+@pytest.mark.parametrize("constraint", [None, "to_output_scale"])
+def test_the_constraint_of_an_activation_ties_its_factors(
+    module: Callable[..., torch.nn.Module], rule: Callable[..., tuple[float, float]], constraint: str | None
+) -> None:
+    x = normal(100).requires_grad_()
+    ours, plain = (
+        torch.autograd.grad(m(x).sum(), x)[0] for m in (module(constraint=constraint), module(recipe="fp32"))
+    )
+    torch.testing.assert_close(ours, plain * rule(1.0, constraint)[1], **EXACT)
+
+
 @pytest.mark.parametrize("activation", ["swiglu", "gelu"])
 def test_an_mlp_is_its_composition(activation: str) -> None:
     torch.manual_seed(0)
@@ -260,6 +272,7 @@ def test_a_linear_layer_follows_the_policy_of_its_role(role: str) -> None:
     kept = recipes.from_dict({**RECIPES["fp8_naive"].to_dict(), "high_precision": [role]})
     assert nn.Linear(4, 4, recipe=kept, role=role).recipe.output.first is None
     assert (nn.Linear(4, 4, recipe=kept).recipe.output.first is None) is (role == "hidden")
+    assert (nn.Conv1d(4, 4, 3, recipe=kept).recipe.output.first is None) is (role == "hidden")
 
 
 @pytest.mark.parametrize(

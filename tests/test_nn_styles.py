@@ -13,6 +13,7 @@ from fp8sim.nn import Linear, TransformerConfig, TransformerLayer
 from fp8sim.nn.residual import join_of
 from fp8sim.nn.rotary import rotate
 from fp8sim.recipes import Recipe
+from fp8sim.simulate.matmul import observe
 from fp8sim.unit_scaling import rules
 
 
@@ -136,6 +137,19 @@ def test_a_block_of_munit_scaling_is_an_ordinary_function_of_its_input() -> None
     direction = torch.randn_like(ours)
     gradients = [torch.autograd.grad(y, x, direction)[0] for y in (ours, plain)]
     torch.testing.assert_close(*gradients, **EXACT)
+
+
+def test_every_hidden_layer_of_munit_scaling_has_one_factor_in_both_directions() -> None:
+    model = decoder(recipe=recipe_of("munit"))
+    factors: dict[tuple[str, str], float] = {}
+    with observe(lambda event: factors.update({(event.layer, event.gemm): event.scale})):
+        model.loss(TOKENS[:, :-1], TOKENS[:, 1:]).backward()
+    hidden = [name for name, module in model.named_modules() if isinstance(module, Linear) and name != "readout"]
+    assert len(hidden) == 10
+    for name in hidden:
+        fan_in = 128 if name.endswith("down") else 32
+        assert factors[name, "output"] == factors[name, "grad_input"] == pytest.approx(fan_in**-0.5)
+    assert factors["readout", "output"] == pytest.approx(1 / 32)
 
 
 def test_a_block_of_u_mup_is_its_composition() -> None:

@@ -35,6 +35,40 @@ def test_gradients_reach_every_parameter(style: str, options: dict[str, object])
         assert parameter.grad.any(), name
 
 
+def test_every_option_reaches_its_module() -> None:
+    config = dataclasses.replace(
+        SMALL,
+        key_value_heads=2,
+        rotary_base=500.0,
+        qk_norm=True,
+        root_softmax=True,
+        scale_power=0.7,
+        context=11,
+        expansion=2.5,
+        norm="layer",
+        norm_gain=True,
+        bias=True,
+        dropout=0.25,
+    )
+    model = decoder(config)
+    layer = model.layers[1]
+    attention = layer.attention
+    assert (attention.groups, attention.rotary_base, attention.scale_power, attention.context) == (2, 500.0, 0.7, 11)
+    assert (attention.root_softmax, attention.dropout, layer.dropout) == (True, 0.25, 0.25)
+    assert layer.mlp.up.out_features == 80
+    names = {name.removeprefix("layers.1.") for name, _ in layer.named_parameters()}
+    linear = {"attention.qkv", "attention.out", "mlp.up", "mlp.gate", "mlp.down"}
+    norms = {"attention_norm", "mlp_norm"}
+    assert names == {f"{name}.{parameter}" for name in linear | norms for parameter in ("weight", "bias")}
+    assert attention.query_norm is not None
+    assert {name for name, _ in model.named_parameters() if "layers" not in name} == {
+        "embedding.weight",
+        "norm.weight",
+        "norm.bias",
+        "readout.weight",
+    }
+
+
 @pytest.mark.parametrize("style", PARAMETRIZATIONS)
 def test_decoding_token_by_token_equals_the_whole_sequence(style: str) -> None:
     config = dataclasses.replace(SMALL, context=16, key_value_heads=2)
@@ -159,8 +193,8 @@ def test_what_parameters_are_and_how_deep() -> None:
 def test_the_loss_is_that_of_the_multiplied_logits_in_float32() -> None:
     model = decoder(dataclasses.replace(SMALL, alpha_loss_softmax=3.0), "fp32").bfloat16()
     tokens, targets = TOKENS[:, :-1], TOKENS[:, 1:].clone()
-    targets[0] = -100
-    loss = model.loss(tokens, targets, z_loss=0.1)
+    targets[0] = -1
+    loss = model.loss(tokens, targets, ignore_index=-1, z_loss=0.1)
     assert loss.dtype == torch.float32
     logits = model(tokens).float().flatten(0, 1)[8:] * 3
     expected = F.cross_entropy(logits, targets.flatten()[8:]) + 0.1 * logits.logsumexp(1).square().mean()
