@@ -272,6 +272,18 @@ _FP16 = Quantizer(parse_format("fp16"), overflow=Overflow.INFINITY)
 _E4M3 = Quantizer(parse_format("e4m3"))
 _E5M2 = Quantizer(parse_format("e5m2"))
 
+
+def _critical_layers_in_bf16(name: str, **other: Any) -> Recipe:
+    return uniform(
+        name,
+        _E4M3,
+        _E5M2,
+        high_precision=("attention_out", "ffn_down", "readout"),
+        high_precision_cast=_BF16,
+        **other,
+    )
+
+
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {
         recipe.name: recipe
@@ -292,6 +304,20 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
                 _E5M2,
                 parametrization="unit_scaled",
                 high_precision=("readout",),
+                expected_to_hold=True,
+            ),
+            # u-muP (Blake et al. 2024, section 4.3): the two layers whose inputs grow in training stay in BF16, as does
+            # the readout. muP with the same casts is its baseline (figure 1c).
+            _critical_layers_in_bf16("u_mup_fp8", parametrization="u_mup", expected_to_hold=True),
+            _critical_layers_in_bf16("mup_fp8", parametrization="mup"),
+            # mu-nit scaling (Narayan et al. 2025, section 2): every hidden layer in FP8.
+            uniform(
+                "munit_scaled_fp8",
+                _E4M3,
+                _E5M2,
+                parametrization="munit",
+                high_precision=("readout",),
+                high_precision_cast=_BF16,
                 expected_to_hold=True,
             ),
         )

@@ -11,7 +11,7 @@ from fp8sim.optim import parameter_groups
 from fp8sim.recipes import RECIPES
 from fp8sim.training import loop, text
 from fp8sim.training.model import CharacterMlp, ModelSize
-from fp8sim.training.text import Windows
+from fp8sim.training.text import Sequences, Windows
 
 SMALL = ModelSize(context=4, embedding=16, width=32, blocks=2)
 CONTENT = "the quick brown fox jumps over the lazy dog. " * 40
@@ -151,3 +151,22 @@ def test_a_missing_text_says_so(tmp_path: Path) -> None:
 def test_a_text_shorter_than_a_window_is_refused() -> None:
     with pytest.raises(ValueError, match="has 4 characters, needs at least 136"):
         Windows(text.from_string("short", "abab"))
+
+
+@pytest.mark.parametrize("length", [1, 7, 19])
+def test_sequences_are_cut_from_anywhere_with_targets_one_ahead(length: int) -> None:
+    content = text.from_string("alphabet", "abcdefghijklmnopqrst")
+    seen = set()
+    for step in range(60):
+        tokens, targets = Sequences(content, length=length, batch=2)[step]
+        assert tokens.shape == targets.shape == (2, length)
+        torch.testing.assert_close(tokens + 1, targets, rtol=0, atol=0)
+        torch.testing.assert_close(tokens.diff(dim=1), torch.ones(2, length - 1, dtype=torch.int64), rtol=0, atol=0)
+        seen |= set(tokens[:, 0].tolist())
+    assert seen == set(range(20 - length))
+
+
+def test_a_text_as_long_as_a_sequence_has_no_last_target() -> None:
+    Sequences(text.from_string("short", "abab"), length=3)
+    with pytest.raises(ValueError, match="has 4 characters, needs at least 5"):
+        Sequences(text.from_string("short", "abab"), length=4)

@@ -98,3 +98,40 @@ class Windows:
         positions = (starts + torch.arange(self.window)).reshape(-1, 1)
         contexts = self.text.tokens[positions + torch.arange(-self.context, 0)]
         return contexts, self.text.tokens[positions[:, 0]]
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Batches of contiguous sequences of a text for a decoder, the same for every recipe of a run.
+
+    Attributes:
+        text: where they are cut from.
+        length: characters per sequence. batch: sequences per batch.
+        seed: decides where the sequences lie.
+
+    Raises:
+        ValueError: the text is shorter than one sequence and the character after it.
+    """
+
+    text: Text
+    length: int = 128
+    batch: int = 8
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if len(self.text.tokens) < self.length + 1:
+            raise ValueError(
+                f"text {self.text.name}: has {len(self.text.tokens)} characters, needs at least {self.length + 1}"
+            )
+
+    @property
+    def tokens(self) -> int:
+        """Characters to predict per batch."""
+        return self.length * self.batch
+
+    def __getitem__(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """(tokens [B, L], targets [B, L]) of step `step`, targets one character ahead; both int64."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+        starts = torch.randint(0, len(self.text.tokens) - self.length, (self.batch, 1), generator=generator)
+        positions = starts + torch.arange(self.length)
+        return self.text.tokens[positions], self.text.tokens[positions + 1]
