@@ -274,7 +274,7 @@ def test_masked_elements_are_not_touched(dtype, count):
 def test_use_dot_replaces_the_sum_of_products():
     seen = []
 
-    def toward_zero(a, b, c):
+    def toward_zero(a, b, c, imprecise):
         seen.append((a.dtype, b.dtype, a.values.shape))
         return np.trunc(a.values @ b.values) + c
 

@@ -1,17 +1,19 @@
-"""The Triton matrix product: `exact-sum`, and within K * 2^-22 * sum|a*b| of the exact result on random data.
+"""The Triton matrix product: exact where sums are, within K * 2^-22 * sum|a*b| of them on random data, and bit for bit
+what `fp8sim.matmul` predicts from the plan that the launcher states.
 
-Without a GPU it runs in the interpreter, which proves indexing, masks, factors and conversions of the result; the
-order of additions in a tensor core is the GPU's.
+Without a GPU it runs in the interpreter, which proves indexing, masks, factors and conversions of the result, and with
+a model of the instruction in place of `tl.dot` also the order in which the kernel strings instructions together.
 """
 
 import itertools
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 pytest.importorskip("triton")
 
+import fp8sim
+from fp8sim.rounding import Overflow
 from fp8sim.triton_kernels import interpreter
 from fp8sim.triton_kernels import matmul as kernels
 from fp8sim.triton_kernels.matmul import Config, matmul
@@ -20,19 +22,13 @@ DEVICE = "cpu" if interpreter.is_enabled() else "cuda"
 E4M3, E5M2, BF16, FP16 = torch.float8_e4m3fn, torch.float8_e5m2, torch.bfloat16, torch.float16
 PAIRS = [(E4M3, E4M3), (E5M2, E5M2), (E4M3, E5M2), (E5M2, E4M3), (BF16, BF16), (FP16, FP16)]
 SMALL = Config(64, 64, 64, num_warps=4)
+CONFIGS = {
+    "pointers": SMALL,
+    "descriptors": Config(64, 64, 64, num_warps=4, descriptors=True),
+    "halves": Config(64, 128, 64, num_warps=4, descriptors=True, halves=True),
+}
 
 pairs = pytest.mark.parametrize(("a_dtype", "b_dtype"), PAIRS, ids=str)
-
-
-def has_fp8():
-    return DEVICE == "cpu" or torch.cuda.get_device_capability() >= (8, 9)
-
-
-@pytest.fixture(autouse=True)
-def skip_without_fp8(request):
-    dtypes = getattr(getattr(request.node, "callspec", None), "params", {}).values()
-    if {E4M3, E5M2} & {d for d in dtypes if isinstance(d, torch.dtype)} and not has_fp8():
-        pytest.skip("this GPU has no FP8 tensor cores")
 
 
 def generator(*seeds):
@@ -86,6 +82,31 @@ def test_exact_sums_are_exact(m, n, k, a_dtype, b_dtype):
     assert_same(run(a, b, config=SMALL), exact(a, b))
 
 
+@pytest.mark.parametrize("way", CONFIGS)
+@pytest.mark.parametrize("split_k", [1, 2, 100])
+@pytest.mark.parametrize("out_dtype", [torch.float32, BF16])
+@pytest.mark.parametrize(("m", "n", "k"), [(1, 63, 1000), (63, 1000, 1), (200, 256, 208)])
+def test_every_way_through_memory(m, n, k, out_dtype, split_k, way):
+    if CONFIGS[way].descriptors and DEVICE != "cpu" and torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("tensor descriptors are for compute capability 9.0")
+    a, b = exact_sum_operands(m, n, k, BF16, BF16)
+    actual = run(a, b, config=CONFIGS[way], split_k=split_k, out_dtype=out_dtype)
+    assert_same(actual, exact(a, b).to(out_dtype))
+
+
+@pytest.mark.parametrize("way", CONFIGS)
+@pytest.mark.parametrize(("a_batch", "b_batch"), [((3,), (3,)), ((3,), ()), ((), (2, 3)), ((2, 1), (3,)), ((1,), (2,))])
+def test_batches_broadcast(a_batch, b_batch, way):
+    a, b = exact_sum_operands(6 * 70, 6 * 40, 80, E4M3, E5M2)
+    a, b = a.view(6, 70, 80)[: torch.Size(a_batch).numel()], b.view(6, 40, 80)[: torch.Size(b_batch).numel()]
+    a, b = a.reshape(*a_batch, 70, 80), b.reshape(*b_batch, 40, 80)
+    expected = a.double() @ b.double().mT
+    assert_same(run(a, b, config=CONFIGS[way]), expected)
+    a_factor, b_factor = torch.rand(*a_batch, 70), torch.rand(*b_batch, 40)
+    scaled = run(a, b, a_scale_inv=a_factor.to(DEVICE), b_scale_inv=b_factor.to(DEVICE), config=CONFIGS[way])
+    assert_same(scaled, expected.float() * a_factor[..., :, None] * b_factor[..., None, :])
+
+
 @pairs
 def test_random_sums_are_within_the_bound(a_dtype, b_dtype):
     a, b = random_operands(100, 63, 1000, a_dtype, b_dtype)
@@ -127,6 +148,44 @@ def test_scale_multiplies_the_sum_and_the_result_is_rounded_once(scale, out_dtyp
     a, b = exact_sum_operands(40, 50, 70, BF16, BF16)
     expected = (exact(a, b).float() * torch.tensor(scale)).to(out_dtype)
     assert_same(run(a, b, scale=scale, out_dtype=out_dtype), expected)
+
+
+@pytest.mark.parametrize("split_k", [1, 2])
+@pytest.mark.parametrize("overflow", [Overflow.SATURATE, Overflow.NAN])
+@pytest.mark.parametrize("out_dtype", [E4M3, E5M2])
+def test_a_result_in_fp8_is_rounded_once_and_its_largest_magnitude_kept(out_dtype, overflow, split_k):
+    a, b = exact_sum_operands(40, 50, 150, BF16, BF16)
+    a[3] *= 1e6
+    a[5, 0] = torch.inf
+    amax = torch.full((), 3.0, device=DEVICE)
+    options = {"scale": 0.37, "overflow": overflow, "split_k": split_k, "config": SMALL}
+    actual = run(a, b, out_dtype=out_dtype, amax=amax, **options)
+    plain = run(a, b, scale=0.37)
+    expected = fp8sim.encode(plain, str(out_dtype).removeprefix("torch."), overflow=overflow)
+    assert torch.equal(actual.view(torch.uint8), expected)
+    assert amax.isnan() == plain.isnan().any()
+    finite = run(a[6:], b, out_dtype=out_dtype, amax=amax.fill_(3.0), **options)
+    assert amax.item() == max(3.0, plain[6:].abs().max().item())
+    assert torch.equal(finite.view(torch.uint8), expected[6:])
+
+
+@pairs
+@pytest.mark.parametrize("block", [(1, 128), (128, 128), (128, 1)])
+def test_a_factor_changes_its_own_block_alone(block, a_dtype, b_dtype):
+    """Doubling one factor doubles the share of its rows and its 128 of K, and nothing else."""
+    m, n, k = 150, 140, 300
+    a, b = exact_sum_operands(m, n, k, a_dtype, b_dtype)
+    shapes = [(-(-rows // shared), -(-k // 128)) for rows, shared in zip((m, n), block, strict=True)]
+    ones = [torch.ones(shape, device=DEVICE) for shape in shapes]
+    for operand, at in ((0, (0, 0)), (0, (-1, 1)), (1, (0, 2)), (1, (-1, -1))):
+        factors = [one.clone() for one in ones]
+        factors[operand][at] = 2.0
+        weights = [
+            factor.cpu().repeat_interleave(shared, 0)[:rows].repeat_interleave(128, 1)[:, :k]
+            for factor, shared, rows in zip(factors, block, (m, n), strict=True)
+        ]
+        actual = run(a, b, a_scale_inv=factors[0], b_scale_inv=factors[1])
+        assert_same(actual, (a.double() * weights[0]) @ (b.double() * weights[1]).T)
 
 
 @pairs
@@ -183,9 +242,21 @@ ERRORS = {
     "a list": (lambda: matmul(A, [1.0]), TypeError, "b must be a tensor .*got list"),
     "mixed": (lambda: matmul(A, A.half()), TypeError, "a and b must have the same dtype, or both FP8"),
     "one FP8": (lambda: matmul(A, A.to(E4M3)), TypeError, "a and b must have the same dtype, or both FP8"),
-    "K": (lambda: matmul(A, A[:, :7]), ValueError, r"expected a \[M, K\] and b \[N, K\], got \[4, 8\] and \[4, 7\]"),
+    "K": (lambda: matmul(A, A[:, :7]), ValueError, r"b \[..., N, K\], got \[4, 8\] and \[4, 7\]"),
     "a vector": (lambda: matmul(A[0], A), ValueError, r"got \[8\] and \[4, 8\]"),
-    "out_dtype": (lambda: matmul(A, A, out_dtype=E4M3), TypeError, "out_dtype must be float32, bfloat16 or float16"),
+    "batch": (
+        lambda: matmul(A.expand(2, 4, 8), A.expand(3, 4, 8)),
+        ValueError,
+        "leading dimensions .* do not broadcast",
+    ),
+    "out_dtype": (
+        lambda: matmul(A, A, out_dtype=torch.int8),
+        TypeError,
+        "out_dtype must be one of float32, .* got torch.int8",
+    ),
+    "factors": (lambda: matmul(A, A, b_scale_inv=torch.ones(5)), ValueError, r"b_scale_inv has shape \[5\] and its"),
+    "amax": (lambda: matmul(A, A, amax=torch.zeros(2, device=DEVICE)), ValueError, "amax must be one float32 or int32"),
+    "split_k": (lambda: matmul(A, A, split_k=0), ValueError, "split_k=0: a number of 1 or more"),
     "devices": (lambda: matmul(A, A.to("meta")), ValueError, "a and b must be on one device, got .* and meta"),
     "device": (lambda: matmul(A.to("meta"), A.to("meta")), RuntimeError, "a is on meta: Triton kernels run on CUDA"),
 }
@@ -198,10 +269,17 @@ def test_error_says_what_was_expected(case):
         call()
 
 
-def test_fp8_on_an_older_gpu_is_refused(monkeypatch):
-    monkeypatch.setattr(interpreter, "is_enabled", lambda: False)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
-    on_a100 = SimpleNamespace(is_cuda=True, dtype=E4M3, device="cuda:0")
-    with pytest.raises(RuntimeError, match=r"FP8 .* need compute capability 8.9 .* cuda:0 has 8.0: convert a and b"):
-        kernels._require_capability(on_a100)
-    kernels._require_capability(SimpleNamespace(is_cuda=True, dtype=BF16, device="cuda:0"))
+def test_a_gpu_before_ampere_is_refused(monkeypatch):
+    monkeypatch.setattr(kernels, "capability_of", lambda x: (7, 5))
+    with pytest.raises(RuntimeError, match=r"need compute capability 8.0 or later .* has 7.5: simulate"):
+        matmul(A, A)
+
+
+@pytest.mark.parametrize("a_dtype", [E4M3, E5M2])
+@pytest.mark.parametrize("b_dtype", [E4M3, E5M2])
+def test_every_fp8_number_is_multiplied_without_fp8_tensor_cores(a_dtype, b_dtype, monkeypatch):
+    """Ampere's way, on any device: all 256 codes of each type, widened to float16, times one."""
+    monkeypatch.setattr(kernels, "capability_of", lambda x: (8, 0))
+    a, one = torch.arange(256, dtype=torch.uint8).view(a_dtype)[:, None], torch.ones(1, 1).to(b_dtype)
+    assert_same(run(a, one, config=SMALL), a.float())
+    assert_same(run(one, a, config=SMALL), a.float().T)

@@ -61,16 +61,55 @@ def define_cases() -> None:
     }
     for capability, (name, call) in itertools.product((80, 90), casts.items()):
         CASES[f"sm_{capability} {name}"] = capability, call
-    pairs = [(90, e4m3, e4m3), (90, e5m2, e4m3), (90, bf16, bf16), (90, fp16, fp16), (80, bf16, bf16), (80, fp16, fp16)]
-    for capability, a, b in [*pairs, (80, e4m3, e4m3)]:
-        name = f"sm_{capability} matmul {short(a)} x {short(b)}"
-        CASES[name] = capability, partial(multiply, 512, 768, 1024, a, b, out_dtype=bf16)
-        CASES[f"{name}, ragged"] = capability, partial(multiply, 1000, 1, 999, a, b, scale=0.5)
+    for capability, (a, b) in itertools.product((80, 90), [(e4m3, e4m3), (e5m2, e4m3), (bf16, bf16), (fp16, fp16)]):
+        define_matmuls(capability, a, b)
     CASES["sm_90 matmul e4m3 x e4m3, exact"] = 90, lambda: exact_product_kernel[(1,)](x16.view(e4m3), x32)
 
 
-def multiply(m: int, n: int, k: int, a: torch.dtype, b: torch.dtype, **options: Any) -> torch.Tensor:
-    return matmul.matmul(torch.zeros(m, k, dtype=a), torch.zeros(n, k, dtype=b), **options)
+def define_matmuls(capability: int, a: torch.dtype, b: torch.dtype) -> None:
+    """A product of large matrices with each option, and of each configuration that it may be launched with."""
+    name, large = f"sm_{capability} matmul {short(a)} x {short(b)}", partial(multiply, 4096, 8192, 4096, a, b)
+    cases: dict[str, Callable[[], object]] = {
+        "": partial(large, out_dtype=torch.bfloat16),
+        ", ragged": partial(multiply, 1000, 1, 999, a, b, scale=0.5, split_k=1),
+        ", split": partial(multiply, 128, 128, 8192, a, b),
+        ", merge": partial(multiply, 128, 128, 8192, a, b),
+        ", batch": partial(multiply, 2000, 2000, 4096, a, b, batch=(3,)),
+        ", rows": partial(large, factors=(1, None)),
+    }
+    fp8 = {
+        ", promoted": {"fast_accumulation": False},
+        ", blocks": {"factors": (1, 128)},
+        ", to e4m3": {"out_dtype": torch.float8_e4m3fn, "amax": torch.zeros(())},
+    }
+    options: dict[str, dict[str, Any]] = {"": {}, **(fp8 if a.itemsize == 1 else {})}
+    for what, chosen in options.items():
+        cases[what or ""] = cases.get(what) or partial(large, **chosen)
+        kind = {"many_registers": what in (", promoted", ", to e4m3"), "blocks": what == ", blocks"}
+        for config in matmul.configs(a.itemsize, divmod(capability, 10), **kind):
+            tile = f"{config.block_m}x{config.block_n}x{config.block_k}"
+            cases[f"{what}, {tile}"] = partial(large, config=config, **chosen)
+    CASES.update({f"{name}{case}": (capability, call) for case, call in cases.items()})
+
+
+def multiply(
+    m: int,
+    n: int,
+    k: int,
+    a: torch.dtype,
+    b: torch.dtype,
+    *,
+    batch: tuple[int, ...] = (),
+    factors: tuple[int | None, int | None] | None = None,
+    **options: Any,
+) -> torch.Tensor:
+    """A product of empty operands. `factors`: how many rows of a and of b share a factor of a block; None: one row has
+    one factor."""
+    if factors is not None:
+        pairs = zip((m, n), factors, strict=True)
+        shapes = [(-(-rows // shared), -(-k // 128)) if None not in factors else (rows,) for rows, shared in pairs]
+        options |= {"a_scale_inv": torch.ones(shapes[0]), "b_scale_inv": torch.ones(shapes[1])}
+    return matmul.matmul(torch.empty(*batch, m, k, dtype=a), torch.empty(*batch, n, k, dtype=b), **options)
 
 
 @triton.jit
@@ -122,6 +161,10 @@ def launches_compiled() -> Iterator[list[Any]]:
     JITFunction.run = run
 
 
+def pretended_capability(capability: int, x: torch.Tensor) -> tuple[int, int]:
+    return divmod(capability, 10)
+
+
 def report(kernel: Any) -> dict[str, Any]:
     tools = Path(triton.__file__).parent / "backends/nvidia/bin"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -153,9 +196,12 @@ def main(names: list[str]) -> None:
         for name in names or CASES:
             capability, call = CASES[name]
             driver.set_active(AbsentGpu(capability))
+            matmul.capability_of = partial(pretended_capability, capability)
+            matmul._processors = lambda x: 132
+            compiled.clear()
             try:
                 call()
-                reports[name] = report(compiled[-1])
+                reports[name] = report(compiled[-1 if name.endswith("merge") else 0])
             except Exception as error:
                 reports[name] = {"error": f"{type(error).__name__}: {error}"[:2000]}
     print(json.dumps(reports))

@@ -68,11 +68,12 @@ class Operand(NamedTuple):
     """Its type's Triton name: fp8e4nv, fp8e5, fp16, bf16 or fp32."""
 
 
-Dot = Callable[[Operand, Operand, NDArray[np.float32]], NDArray[np.float32]]
-"""a [..., M, K], b [..., K, N], accumulator c [..., M, N] -> the new accumulator, all float32."""
+Dot = Callable[[Operand, Operand, NDArray[np.float32], int], NDArray[np.float32]]
+"""a [..., M, K], b [..., K, N], accumulator c [..., M, N], all float32, and `max_num_imprecise_acc`, 0 where the kernel
+leaves it to Triton -> the new accumulator."""
 
 
-def float32_dot(a: Operand, b: Operand, c: NDArray[np.float32]) -> NDArray[np.float32]:
+def float32_dot(a: Operand, b: Operand, c: NDArray[np.float32], imprecise: int) -> NDArray[np.float32]:
     """c + a b in float32, in the order of NumPy's BLAS. Products of FP8, FP16 and bfloat16 numbers are exact."""
     result: NDArray[np.float32] = a.values @ b.values + c
     return result
@@ -231,12 +232,12 @@ def _correct_builder(interpreter: Any) -> None:
     def dot(self: Any, a: Any, b: Any, c: Any, input_precision: Any, max_num_imprecise_acc: Any) -> Any:
         if not a.dtype.scalar.is_floating() or c.data.dtype != np.float32:
             return stock_dot(self, a, b, c, input_precision, max_num_imprecise_acc)
-        return handle(_dot(_operand(a), _operand(b), c.data), c.dtype.scalar)
+        return handle(_dot(_operand(a), _operand(b), c.data, max_num_imprecise_acc), c.dtype.scalar)
 
     stock_dot = builder.create_dot
     builder.cast_impl, builder.create_dot = cast, dot
     builder.binary_op = _on_values(builder.binary_op, values_of, handle)
-    builder.create_fma = _on_values(builder.create_fma, values_of, handle)
+    builder.create_fma = _on_values(_fma(handle), values_of, handle)
     builder.create_clampf = _on_values(builder.create_clampf, values_of, handle)
 
 
@@ -259,6 +260,34 @@ def _on_values(operation: Callable[..., Any], values_of: Callable[[Any], Any], h
         return result
 
     return corrected
+
+
+def _fma(handle: Any) -> Callable[..., Any]:
+    """x * y + z, rounded once; the stock one rounds the product, too."""
+
+    def fma(self: Any, x: Any, y: Any, z: Any) -> Any:
+        if z.data.dtype != np.float32:
+            raise NotImplementedError(f"fma of {z.dtype} in the interpreter: convert to float32 first")
+        return handle(fused_multiply_add(x.data, y.data, z.data), z.dtype.scalar)
+
+    return fma
+
+
+def fused_multiply_add(x: Array, y: Array, z: Array) -> Array:
+    """x * y + z of float32 arrays, rounded once.
+
+    The product is exact in binary64. The sum is rounded there to odd, after which a second rounding, to at least two
+    bits fewer, cannot err (Boldo and Melquiond 2008, theorem 3).
+    """
+    product, addend = x.astype(np.float64) * y, z.astype(np.float64)
+    total = product + addend
+    # Knuth's TwoSum: what the addition lost.
+    rest = total - product
+    lost = (product - (total - rest)) + (addend - rest)
+    even = total.view(np.uint64) % np.uint64(2) == 0
+    inexact = np.isfinite(total) & (lost != 0)
+    odd = np.where(inexact & even, np.nextafter(total, np.copysign(np.inf, lost)), total)
+    return odd.astype(np.float32)
 
 
 def _correct_loop_bounds(interpreter: Any) -> None:
@@ -306,7 +335,7 @@ def _speed_up(interpreter: Any) -> None:
     interpreter._get_np_dtype = dtype_of
     builder, handle = interpreter.InterpreterBuilder, interpreter.TensorHandle
 
-    def load(self: Any, pointers: Any, mask: Any, other: Any, *hints: Any) -> Any:
+    def load(self: Any, pointers: Any, mask: Any, other: Any, *hints: Any, **named_hints: Any) -> Any:
         element = pointers.get_element_ty()
         dtype = dtype_of(element)
         result = np.zeros(pointers.data.shape, dtype) if other is None else np.array(other.data, dtype)

@@ -50,6 +50,7 @@ def _checks() -> dict[str, Check]:
         "loop bound from a tensor": _loop_bound,
         "overflow of float32": _overflow,
         "bfloat16 arithmetic": _bfloat16_arithmetic,
+        "fused multiply-add": _fused_multiply_add,
     }
     for dtype in (*FLOAT8, *FLOAT16):
         checks[f"{_name(dtype)} to float32, every code"] = partial(_widening, dtype)
@@ -170,3 +171,21 @@ def _dot(dtype: torch.dtype) -> _Result:
 def _dot_kernel(a_ptr, b_ptr, out_ptr, SIZE: tl.constexpr):
     index = tl.arange(0, SIZE)[:, None] * SIZE + tl.arange(0, SIZE)[None, :]
     tl.store(out_ptr + index, tl.dot(tl.load(a_ptr + index), tl.load(b_ptr + index)))
+
+
+def _fused_multiply_add() -> _Result:
+    """Sums that a second rounding, of the product or in binary64, would change."""
+    step, tie = 2.0**-23, 2.0**30 + 2.0**7
+    x = torch.tensor([1 + 2.0**-12, 2.0**6 * (1 + step), 2.0**6 * (1 + step), 3.0, -0.0, torch.inf])
+    y = torch.tensor([1 + 2.0**-12, 1 - step, -(1 - step), 5.0, 1.0, 0.0])
+    z = torch.tensor([-1 - 2.0**-11, tie, -tie, 0.25, -0.0, 1.0])
+    out = torch.empty(8)
+    _fma_kernel[(1,)](*(torch.nn.functional.pad(t, (0, 2)) for t in (x, y, z)), out, SIZE=8)
+    return out[:6], torch.tensor([2.0**-24, tie, -tie, 15.25, -0.0, torch.nan])
+
+
+@triton.jit
+def _fma_kernel(x_ptr, y_ptr, z_ptr, out_ptr, SIZE: tl.constexpr):
+    index = tl.arange(0, SIZE)
+    result = tl.fma(tl.load(x_ptr + index), tl.load(y_ptr + index), tl.load(z_ptr + index))
+    tl.store(out_ptr + index, result)

@@ -1,80 +1,51 @@
-"""Matrix product of FP8, FP16 or bfloat16 matrices on tensor cores, with float32 accumulation.
+"""Matrix products of FP8, FP16 or bfloat16 matrices on tensor cores, with float32 accumulation.
 
-Contract: `exact-sum`. Products are exact and every order of additions is allowed, so results are bit-equal to any other
-correct product where every order gives the same sum, and otherwise within K * 2^-22 * sum|a*b| of it. The tensor core
-accumulates all of K (fast accumulation): `max_num_imprecise_acc` stays unset, because 0 makes Triton 3.6 compute FP8 on
-sm_90 with FP16 instructions.
+Every launch is described by a `fp8sim.mma.GemmPlan` (`plan_of`), by which `fp8sim.matmul` predicts the bits of the
+result. On Hopper, FP8 products are accumulated in the tensor core over all of K (fast accumulation), or promoted to
+float32 every 128; GPUs without FP8 tensor cores (compute capability 8.0 to 8.8) multiply the same numbers in float16,
+which holds them.
+
+Bytes moved at least: those of a, b and the result, once; a split K adds 8 * SPLIT_K bytes per element of the result.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import functools
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 import triton
-import triton.language as tl
+from triton.tools.tensor_descriptor import TensorDescriptor
 
+from fp8sim.formats import FORMATS
+from fp8sim.mma.plans import GemmPlan, Place, Product
+from fp8sim.rounding import Conversion, Overflow, Rounding, resolve
 from fp8sim.triton_kernels import interpreter
 from fp8sim.triton_kernels.cast import require_device
+from fp8sim.triton_kernels.matmul_kernel import (
+    BLOCK_FACTORS,
+    EPILOGUE_FACTORS,
+    NO_FACTORS,
+    matmul_kernel,
+    merge_kernel,
+)
 
+PROMOTION = 128
+"""Products between two additions to float32 without fast accumulation, and the length of a block of factors."""
 
-@triton.jit
-def _matmul_kernel(
-    a_ptr,
-    b_ptr,
-    c_ptr,
-    M,
-    N,
-    K,
-    stride_a,
-    stride_b,
-    stride_c,
-    scale,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    GROUP_M: tl.constexpr,
-):
-    """c[m, n] = scale * sum_k a[m, k] * b[n, k]; columns are contiguous, strides are those of the rows."""
-    tile_m, tile_n = _tile(tl.program_id(0), tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N), GROUP_M)
-    rows = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
-    columns = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    k = tl.arange(0, BLOCK_K)
-
-    # Rows outside read row 0, whose results are not stored: only the tail of K needs masks.
-    a_rows = tl.where(rows < M, rows, 0).to(tl.int64)
-    b_rows = tl.where(columns < N, columns, 0).to(tl.int64)
-    a_tile = a_ptr + a_rows[:, None] * stride_a + k[None, :]
-    b_tile = b_ptr + b_rows[:, None] * stride_b + k[None, :]
-    sums = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for start in range(0, K, BLOCK_K):
-        inside = k[None, :] < K - start
-        a = tl.load(a_tile, mask=inside, other=0.0)
-        b = tl.load(b_tile, mask=inside, other=0.0)
-        sums = tl.dot(a, b.T, sums)
-        a_tile += BLOCK_K
-        b_tile += BLOCK_K
-
-    result = sums * tl.full([], scale, tl.float32)
-    c_tile = c_ptr + rows.to(tl.int64)[:, None] * stride_c + columns[None, :]
-    inside = (rows < M)[:, None] & (columns < N)[None, :]
-    tl.store(c_tile, result.to(c_ptr.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def _tile(program, tiles_m, tiles_n, GROUP_M: tl.constexpr):
-    """The tile of a program. GROUP_M rows of tiles are walked column by column, so that programs that run at the same
-    time share rows of a and b in the cache; the last group may have fewer rows."""
-    per_group = GROUP_M * tiles_n
-    first_m = program // per_group * GROUP_M
-    rows = tl.minimum(tiles_m - first_m, GROUP_M)
-    within = program % per_group
-    return first_m + within % rows, within // rows
+Capability = tuple[int, int]
+HOPPER = (9, 0)
 
 
 @dataclass(frozen=True)
 class Config:
-    """How a launch is cut up: a tile of c and a step of K per program, warps, and tiles loaded ahead."""
+    """How a launch is cut up: a tile of c and a step of K per turn, warps, and tiles loaded ahead.
+
+    `descriptors`: load and store through tensor descriptors, which need compute capability 9.0. `halves`: finish the
+    left and the right half of a tile one after the other, which takes less memory on the chip and fewer registers.
+    """
 
     block_m: int
     block_n: int
@@ -82,20 +53,52 @@ class Config:
     group_m: int = 8
     num_warps: int = 8
     num_stages: int = 3
+    descriptors: bool = False
+    halves: bool = False
 
-
-CONFIGS = {
-    1: Config(128, 128, 128, num_stages=4),
-    2: Config(128, 128, 64, num_stages=4),
-}
-"""The configuration for operands of 1 or 2 bytes: spill-free on sm_90, and 2 bytes on sm_80."""
 
 _INTERPRETED = Config(256, 256, 256)
 """Few, large programs: the interpreter takes milliseconds for each whatever its size."""
 
+
+def configs(element_size: int, capability: Capability, *, many_registers: bool, blocks: bool) -> list[Config]:
+    """The configurations worth a try, the one for most shapes first: free of spills, and their tiles fit on the chip.
+
+    Args:
+        element_size: bytes of an operand's element in memory.
+        capability: of the device.
+        many_registers: whether a kernel needs them beside its sums: to promote these, or to round them to FP8.
+        blocks: whether factors belong to blocks of `PROMOTION` products.
+    """
+    if capability < HOPPER:
+        small = Config(64, 64, PROMOTION if blocks else 64, num_warps=4)
+        return [small] if blocks else [Config(128, 128, 64), Config(128, 64, 64, num_warps=4), small]
+    block_k = PROMOTION if element_size == 1 or blocks else 64
+    wide = [Config(m, n, block_k, descriptors=True, halves=True) for m, n in ((128, 256), (256, 128))]
+    narrow = [
+        Config(m, n, block_k, num_warps=warps, num_stages=4, descriptors=True)
+        for m, n, warps in ((128, 128, 8), (128, 64, 4), (64, 64, 4))
+    ]
+    return narrow if many_registers or blocks else [*wide, *narrow]
+
+
 _FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 _FLOAT16 = (torch.float16, torch.bfloat16)
-_OUTPUTS = (torch.float32, torch.bfloat16, torch.float16)
+_OUTPUTS = (torch.float32, *_FLOAT16, *_FLOAT8)
+
+Factors = float | torch.Tensor | None
+
+
+class _Factors(NamedTuple):
+    """Factors of one operand as the kernel reads them: strides are 0 where one factor serves all."""
+
+    pointer: torch.Tensor | None = None
+    batch: int = 0
+    row: int = 0
+    k: int = 0
+    rows: int = 1
+    """How many rows share a factor."""
+    is_blocks: bool = False
 
 
 def matmul(
@@ -103,51 +106,252 @@ def matmul(
     b: torch.Tensor,
     *,
     scale: float = 1.0,
+    a_scale_inv: Factors = None,
+    b_scale_inv: Factors = None,
+    fast_accumulation: bool = True,
     out_dtype: torch.dtype = torch.float32,
+    overflow: Overflow = Overflow.SATURATE,
+    amax: torch.Tensor | None = None,
+    split_k: int | None = None,
     config: Config | None = None,
 ) -> torch.Tensor:
-    """scale * sum_k a[m, k] * b[n, k], accumulated in float32.
+    """scale * sum_k a[..., m, k] * b[..., n, k] times factors, accumulated in float32 as `plan_of` says.
 
     Args:
-        a: [M, K], float8_e4m3fn, float8_e5m2, float16 or bfloat16, any strides, on a CUDA device or, in the
+        a: [..., M, K], float8_e4m3fn, float8_e5m2, float16 or bfloat16, any strides, on a CUDA device or, in the
             interpreter, on the CPU.
-        b: [N, K], of the same dtype; the FP8 dtypes may be mixed. An operand whose rows are not contiguous, or do not
-            start and end at multiples of 16 elements, is copied first.
-        scale: rounded to float32; multiplies the finished sum in float32.
-        out_dtype: float32, bfloat16 or float16: ties to even, overflow to infinity.
-        config: tile sizes, warps and stages; by default those of `CONFIGS`.
+        b: [..., N, K], of the same dtype; the FP8 dtypes may be mixed. Leading dimensions broadcast. An operand whose
+            rows are not contiguous, or do not start and end at multiples of 16 elements, is copied first.
+        scale: rounded to float32; multiplies the sum, after the factors below, in float32.
+        a_scale_inv: float32 factors of a's products: a number or [...] of one element, [..., M], or
+            [..., ceil(M / r), ceil(K / 128)] for blocks of r = 1 or 128 rows. Those of rows multiply the finished sum,
+            a's first; those of blocks multiply the sum of 128 products (both factors' product, rounded) as it is added.
+        b_scale_inv: likewise, [..., N] or [..., ceil(N / r), ceil(K / 128)].
+        fast_accumulation: False: FP8 sums are promoted to float32 every 128 products on Hopper. Nothing else changes.
+        out_dtype: float32, bfloat16, float16 (ties to even, overflow to infinity), float8_e4m3fn or float8_e5m2.
+        overflow: what FP8 results do out of range.
+        amax: int32 or float32 of one element, at least 0: raised to the largest magnitude of the result before its
+            rounding; NaN above all.
+        split_k: parts of K that are added one after the other at the end; None: as many as fill the device where the
+            result has too few tiles for it, 1 with factors of blocks.
+        config: tile sizes, warps and stages; by default that of `configs` for the size of the result.
 
     Returns:
-        [M, N], contiguous; zeros if K = 0. NaN and infinities propagate as in IEEE 754 sums of products.
+        [..., M, N], contiguous; zeros if K = 0. NaN and infinities propagate as in IEEE 754 sums of products.
 
     Raises:
         TypeError: a dtype that has no kernel.
-        ValueError: shapes or devices that do not fit.
-        RuntimeError: no kernel runs on the device: FP8 needs compute capability 8.9 (Ada, Hopper) or later.
+        ValueError: shapes, factors or devices that do not fit.
+        RuntimeError: no kernel runs on the device: it needs compute capability 8.0 (Ampere) or later.
     """
     _require_operands(a, b, out_dtype)
     require_device("a", a)
-    _require_capability(a)
-    out = torch.empty(a.shape[0], b.shape[0], dtype=out_dtype, device=a.device)
+    capability = capability_of(a)
+    batch = _batch(a, b)
+    (m, k), n = a.shape[-2:], b.shape[-2]
+    factors = _factors("a_scale_inv", a_scale_inv, a, batch), _factors("b_scale_inv", b_scale_inv, b, batch)
+    to = _conversion(out_dtype, overflow)
+    _require_amax(amax, a.device)
+    out = torch.empty((*batch, m, n), dtype=out_dtype, device=a.device)
     if out.numel() == 0:
         return out
-    if a.shape[1] == 0:
+    if k == 0:
         return out.zero_()
+    blocks = any(factor.is_blocks for factor in factors)
+    imprecise = PROMOTION if not fast_accumulation and not blocks and _is_hopper_fp8(a, capability) else 0
     if config is None:
-        config = _INTERPRETED if interpreter.is_enabled() else CONFIGS[a.element_size()]
-    _launch(_k_major(a), _k_major(b), out, scale, config)
+        config = _config(a, out, capability, many_registers=imprecise > 0 or to is not None, blocks=blocks)
+    parts = _parts(split_k, out, k, config, blocks)
+    (left, left_rows), (right, right_rows) = _matrices(a, batch), _matrices(b, batch)
+    launch = _Launch(
+        a=(left, left_rows),
+        b=(right, right_rows),
+        out=out.view(math.prod(batch) * m, n),
+        sizes=(m, n, left.shape[1], math.prod(batch)),
+        factors=factors,
+        kind=BLOCK_FACTORS
+        if blocks
+        else EPILOGUE_FACTORS
+        if any(f.pointer is not None for f in factors)
+        else NO_FACTORS,
+        imprecise=imprecise,
+        to=to,
+        scale=float(scale),
+        amax=None if amax is None else amax.view(torch.int32),
+        widens=a.dtype in _FLOAT8 and capability < (8, 9),
+        parts=parts,
+        config=config,
+    )
+    with torch.cuda.device_of(a):
+        launch.run()
     return out
 
 
-def _launch(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor, scale: float, config: Config) -> None:
-    (m, n), k = out.shape, a.shape[1]
-    options = asdict(config)
-    constants = {name.upper(): options.pop(name) for name in ("block_m", "block_n", "block_k", "group_m")}
-    grid = (triton.cdiv(m, config.block_m) * triton.cdiv(n, config.block_n),)
-    with torch.cuda.device_of(a):
-        _matmul_kernel[grid](
-            a, b, out, m, n, k, a.stride(0), b.stride(0), out.stride(0), float(scale), **constants, **options
-        )
+def plan_of(
+    dtype: torch.dtype,
+    capability: Capability,
+    *,
+    fast_accumulation: bool = True,
+    blocks: bool = False,
+    split_k: int = 1,
+    block_k: int | None = None,
+) -> GemmPlan:
+    """The order in which `matmul` adds, for `fp8sim.matmul` to predict the bits of its result.
+
+    Args:
+        dtype: of the operands.
+        capability: of the device.
+        fast_accumulation, split_k: as for `matmul`. blocks: whether factors belong to blocks.
+        block_k: step of K of the launch; it matters if K is split.
+
+    Raises:
+        ValueError: no order is known for the device.
+    """
+    fp8 = dtype in _FLOAT8
+    parts: dict[str, Any] = {"split_k": split_k, "block_k": block_k} if split_k > 1 else {}
+    if blocks:
+        parts |= {"flush": PROMOTION, "factors": Place.FLUSH, "product": Product.FIRST}
+    if capability == HOPPER:
+        if fp8 and not fast_accumulation and not blocks:
+            parts |= {"flush": PROMOTION, "block_k": PROMOTION}
+        return GemmPlan("sm90.wgmma", **parts)
+    if (8, 0) <= capability < (9, 0):
+        if fp8 and capability == (8, 9):
+            return GemmPlan("sm89.mma", **parts)
+        return GemmPlan("sm80.mma", widen="float16" if fp8 else None, **parts)
+    raise ValueError(
+        f"compute capability {capability[0]}.{capability[1]}: the order in which Triton's products are added there is "
+        f"not known; it is for 8.0 to 9.0"
+    )
+
+
+@dataclass(frozen=True)
+class _Launch:
+    """Everything that a launch passes to the kernels."""
+
+    a: tuple[torch.Tensor, int]
+    b: tuple[torch.Tensor, int]
+    """Matrices of all batches below each other [R, K], and how many rows each batch has of its own."""
+    out: torch.Tensor
+    sizes: tuple[int, int, int, int]
+    factors: tuple[_Factors, _Factors]
+    kind: int
+    imprecise: int
+    to: Conversion | None
+    scale: float
+    amax: torch.Tensor | None
+    widens: bool
+    parts: int
+    config: Config
+
+    def run(self) -> None:
+        """Launch the product, and the merge of its parts."""
+        m, n, _, _ = self.sizes
+        out = self.out.view(torch.uint8) if self.to is not None else self.out
+        if self.parts == 1:
+            self._multiply(out, self.to, self.amax)
+            return
+        parts = torch.empty((self.parts, *out.shape), dtype=torch.float32, device=out.device)
+        self._multiply(parts.view(-1, n), None, None)
+        a, b = self.factors
+        block = 1 << 16 if interpreter.is_enabled() else 1024
+        merge_kernel[(triton.cdiv(out.numel(), block),)](
+            parts, out, self.amax, a.pointer, b.pointer, out.numel(), m, n, a.batch, a.row, b.batch, b.row, self.scale,
+            TO=self.to, SPLIT_K=self.parts, BLOCK=block,
+        )  # fmt: skip
+
+    def _multiply(self, out: torch.Tensor, to: Conversion | None, amax: torch.Tensor | None) -> None:
+        config, (m, n, k, batches) = self.config, self.sizes
+        tiles = triton.cdiv(m, config.block_m) * triton.cdiv(n, config.block_n) * self.parts * batches
+        programs = min(tiles, _processors(out))
+        stores = config.descriptors and self.parts == 1 and batches == 1 and n * out.element_size() % 16 == 0
+        a, b = (operand.view(torch.uint8) if self.widens else operand for operand, _ in (self.a, self.b))
+        e5m2 = [operand.dtype == torch.float8_e5m2 if self.widens else None for operand, _ in (self.a, self.b)]
+        left, right = self.factors
+        matmul_kernel[(programs,)](
+            _descriptor(a, config.block_m, config.block_k) if config.descriptors else a,
+            _descriptor(b, config.block_n, config.block_k) if config.descriptors else b,
+            _descriptor(out, config.block_m, config.block_n // (2 if config.halves else 1)) if stores else out,
+            amax, left.pointer, right.pointer, m, n, k, batches, a.stride(0), b.stride(0), self.a[1], self.b[1],
+            left.batch, left.row, left.k, right.batch, right.row, right.k, self.scale,
+            A_E5M2=e5m2[0], B_E5M2=e5m2[1],
+            FACTORS=self.kind if self.parts == 1 else NO_FACTORS,
+            A_FACTOR_ROWS=left.rows, B_FACTOR_ROWS=right.rows,
+            IMPRECISE=self.imprecise, TO=to, SPLIT_K=self.parts, LOADS=config.descriptors, STORES=stores,
+            BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k, GROUP_M=config.group_m,
+            HALVES=config.halves, PROGRAMS=programs, num_warps=config.num_warps, num_stages=config.num_stages,
+        )  # fmt: skip
+
+
+def _descriptor(x: torch.Tensor, rows: int, columns: int) -> TensorDescriptor:
+    return TensorDescriptor(x, list(x.shape), list(x.stride()), [rows, columns])
+
+
+def capability_of(x: torch.Tensor) -> Capability:
+    """Compute capability of the device of `x`; in the interpreter 9.0, whose ways need the most of it."""
+    if x.is_cuda:
+        return torch.cuda.get_device_capability(x.device)
+    return HOPPER
+
+
+@functools.cache
+def _processors_of(index: int) -> int:
+    return torch.cuda.get_device_properties(index).multi_processor_count
+
+
+def _processors(x: torch.Tensor) -> int:
+    """How many programs run at the same time; in the interpreter one, which then computes all tiles."""
+    if x.is_cuda:
+        return _processors_of(x.get_device())
+    return 1
+
+
+def _is_hopper_fp8(a: torch.Tensor, capability: Capability) -> bool:
+    return a.dtype in _FLOAT8 and capability == HOPPER
+
+
+def _config(
+    a: torch.Tensor, out: torch.Tensor, capability: Capability, *, many_registers: bool, blocks: bool
+) -> Config:
+    """The first configuration whose tiles keep every processor busy, or the one with the smallest tiles."""
+    if interpreter.is_enabled():
+        return Config(256, 256, PROMOTION) if blocks or many_registers else _INTERPRETED
+    choices = configs(a.element_size(), capability, many_registers=many_registers, blocks=blocks)
+    busy = [config for config in choices if _tiles(out, config) >= _processors(a)]
+    return busy[0] if busy else choices[-1]
+
+
+def _tiles(out: torch.Tensor, config: Config) -> int:
+    """Tiles of the result [..., M, N]."""
+    *batch, m, n = out.shape
+    tiles: int = math.prod(batch) * triton.cdiv(m, config.block_m) * triton.cdiv(n, config.block_n)
+    return tiles
+
+
+def _parts(split_k: int | None, out: torch.Tensor, k: int, config: Config, blocks: bool) -> int:
+    """How many parts K is cut into: none of them empty."""
+    if split_k is not None and split_k < 1:
+        raise ValueError(f"split_k={split_k}: a number of 1 or more, or None")
+    if blocks and split_k not in (None, 1):
+        raise ValueError(f"split_k={split_k}: sums with factors of blocks are not split: leave it out")
+    steps = triton.cdiv(k, config.block_k)
+    if split_k is None:
+        # A part of fewer than four steps does not fill the pipeline.
+        split_k = 1 if blocks else max(1, min(_processors(out) // _tiles(out, config), steps // 4))
+    parts: int = triton.cdiv(steps, triton.cdiv(steps, split_k))
+    return parts
+
+
+def _matrices(x: torch.Tensor, batch: torch.Size) -> tuple[torch.Tensor, int]:
+    """x [..., R, K] as matrices below each other [*, K], K-major, and how many rows of them each place of `batch` has.
+
+    0 rows: all places share one matrix.
+    """
+    rows, k = x.shape[-2:]
+    raw = x.detach().view(torch.uint8 if x.element_size() == 1 else torch.int16)  # FP8 cannot be expanded everywhere
+    if math.prod(x.shape[:-2]) == 1:
+        return _k_major(raw.reshape(rows, k)).view(x.dtype), 0
+    return _k_major(raw.expand(*batch, rows, k).reshape(-1, k)).view(x.dtype), rows
 
 
 def _k_major(x: torch.Tensor) -> torch.Tensor:
@@ -157,10 +361,52 @@ def _k_major(x: torch.Tensor) -> torch.Tensor:
     """
     rows, k = x.shape
     if x.stride(1) == 1 and k % 16 == 0 and x.stride(0) % 16 == 0 and x.data_ptr() % 16 == 0:
-        return x.detach()
+        return x
     copy = torch.zeros(rows, triton.cdiv(k, 16) * 16, dtype=x.dtype, device=x.device)
-    copy[:, :k] = x.detach()
+    copy[:, :k] = x
     return copy
+
+
+def _factors(name: str, given: Factors, x: torch.Tensor, batch: torch.Size) -> _Factors:
+    """Factors of the operand x [..., R, K]."""
+    if given is None:
+        return _Factors()
+    values = torch.as_tensor(given, dtype=torch.float32, device=x.device)
+    rows, k = x.shape[-2:]
+    if values.numel() == 1:
+        return _Factors(values.reshape(1))
+    *own_batch, length = values.shape
+    if own_batch == list(x.shape[:-2]) and length == rows:
+        spread = values.expand(*batch, rows).contiguous()
+        return _Factors(spread, batch=rows, row=1)
+    for shared in (1, PROMOTION):
+        blocks = triton.cdiv(rows, shared), triton.cdiv(k, PROMOTION)
+        if values.shape == (*x.shape[:-2], *blocks):
+            spread = values.expand(*batch, *blocks).contiguous()
+            return _Factors(spread, batch=math.prod(blocks), row=blocks[1], k=1, rows=shared, is_blocks=True)
+    raise ValueError(
+        f"{name} has shape {list(values.shape)} and its operand {list(x.shape)}: expected one factor, "
+        f"{[*x.shape[:-1]]} for rows, or [..., ceil(R / 1 or 128), ceil(K / 128)] for blocks"
+    )
+
+
+def _kind(factors: tuple[_Factors, _Factors]) -> int:
+    if any(factor.is_blocks for factor in factors):
+        return BLOCK_FACTORS
+    return EPILOGUE_FACTORS if any(factor.pointer is not None for factor in factors) else NO_FACTORS
+
+
+def _conversion(out_dtype: torch.dtype, overflow: Overflow) -> Conversion | None:
+    if out_dtype not in _FLOAT8:
+        return None
+    return resolve(FORMATS[str(out_dtype).removeprefix("torch.")], Rounding.TIES_TO_EVEN, overflow)
+
+
+def _batch(a: torch.Tensor, b: torch.Tensor) -> torch.Size:
+    try:
+        return torch.Size(torch.broadcast_shapes(a.shape[:-2], b.shape[:-2]))
+    except RuntimeError:
+        raise ValueError(f"leading dimensions of a {list(a.shape)} and b {list(b.shape)} do not broadcast") from None
 
 
 def _require_operands(a: torch.Tensor, b: torch.Tensor, out_dtype: torch.dtype) -> None:
@@ -171,20 +417,25 @@ def _require_operands(a: torch.Tensor, b: torch.Tensor, out_dtype: torch.dtype) 
     if a.dtype != b.dtype and not {a.dtype, b.dtype} <= set(_FLOAT8):
         raise TypeError(f"a and b must have the same dtype, or both FP8, got {a.dtype} and {b.dtype}: cast one of them")
     if out_dtype not in _OUTPUTS:
-        raise TypeError(f"out_dtype must be float32, bfloat16 or float16, got {out_dtype}")
-    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
-        raise ValueError(f"expected a [M, K] and b [N, K], got {list(a.shape)} and {list(b.shape)}")
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in _OUTPUTS)
+        raise TypeError(f"out_dtype must be one of {names}, got {out_dtype}")
+    if a.ndim < 2 or b.ndim < 2 or a.shape[-1] != b.shape[-1]:
+        raise ValueError(f"expected a [..., M, K] and b [..., N, K], got {list(a.shape)} and {list(b.shape)}")
     if a.device != b.device:
         raise ValueError(f"a and b must be on one device, got {a.device} and {b.device}")
-
-
-def _require_capability(x: torch.Tensor) -> None:
-    if not x.is_cuda or interpreter.is_enabled() or x.dtype not in _FLOAT8:
-        return
-    capability = torch.cuda.get_device_capability(x.device)
-    if capability < (8, 9):
+    capability = capability_of(a)
+    if capability < (8, 0):
         raise RuntimeError(
-            f"FP8 matrix products need compute capability 8.9 or later (Ada, Hopper), and {x.device} has "
-            f"{capability[0]}.{capability[1]}: convert a and b to float16, which holds every FP8 number, "
-            f"or simulate with fp8sim.use_backend('simulate') on the CPU"
+            f"matrix products need compute capability 8.0 or later (Ampere), and {a.device} has "
+            f"{capability[0]}.{capability[1]}: simulate on the CPU, with fp8sim.use_backend('simulate')"
+        )
+
+
+def _require_amax(amax: torch.Tensor | None, device: torch.device) -> None:
+    if amax is None:
+        return
+    if amax.numel() != 1 or amax.dtype not in (torch.int32, torch.float32) or amax.device != device:
+        raise ValueError(
+            f"amax must be one float32 or int32 on {device}, got {list(amax.shape)} {amax.dtype} on {amax.device}: "
+            f"torch.zeros((), device=a.device)"
         )
