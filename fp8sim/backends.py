@@ -99,6 +99,7 @@ BACKENDS: tuple[Backend, ...] = (
     Backend("matmul", "simulate", *_SIMULATED, "bitwise", "fp8sim.simulate.tensor_core:matmul"),
     Backend("gemm", "simulate", *_SIMULATED, "exact-sum", "fp8sim.simulate.matmul:gemm"),
     *(Backend(op, "triton", *_TRITON, "bitwise", f"fp8sim.triton_kernels.cast:{op}") for op in _CASTS),
+    Backend("matmul", "triton", *_TRITON, "bitwise", "fp8sim.triton_kernels.tensor_core:matmul"),
     Backend("gemm", "triton", *_TRITON, "exact-sum", "fp8sim.triton_kernels.gemm:gemm"),
     *(Backend(op, "cuda", *_CUDA, "bitwise", f"fp8sim.cuda:{op}") for op in _CASTS),
 )

@@ -147,3 +147,35 @@ def test_plans_differ_in_their_bits():
 def test_an_unknown_device_has_no_plan():
     with pytest.raises(ValueError, match=r"compute capability 10.0: .* is for 8.0 to 9.0"):
         plan_of(E4M3, (10, 0))
+
+
+@pytest.mark.parametrize(("a_dtype", "b_dtype"), PAIRS)
+@pytest.mark.parametrize("output", ["float32", "bfloat16", "e4m3"])
+def test_fp8sim_matmul_on_triton(a_dtype, b_dtype, output):
+    """The public function, on operands of their own dtype and on codes, by the plan of the device."""
+    a, b = random_operand(20, 300, a_dtype, 0), random_operand(30, 300, b_dtype, 1)
+    row, block = factors(20, (20,), 1), factors(30, (3, 30), 2)
+    for capability, options in itertools.product(CAPABILITIES, ({}, {"a_scale_inv": row}, {"b_scale_inv": block})):
+        if b_dtype.itemsize == 2 and "b_scale_inv" in options:
+            continue
+        plan = plan_of(a_dtype, capability, blocks="b_scale_inv" in options)
+        sent = {name: factor.to(DEVICE) for name, factor in options.items()}
+        with tensor_core(capability), fp8sim.use_backend("triton"):
+            actual = fp8sim.matmul(a.to(DEVICE), b.T.to(DEVICE), plan=plan, output=output, **sent).cpu()
+        expected = fp8sim.matmul(a, b.T, plan=plan, output=output, **options)
+        assert actual.dtype == expected.dtype
+        assert torch.equal(
+            actual.nan_to_num(7) if actual.is_floating_point() else actual,
+            expected.nan_to_num(7) if expected.is_floating_point() else expected,
+        )
+
+
+def test_a_plan_that_the_device_does_not_follow_is_refused():
+    a = torch.ones(16, 32).to(E4M3).to(DEVICE)
+    with tensor_core(CAPABILITIES[0]), fp8sim.use_backend("triton"):
+        with pytest.raises(ValueError, match="plan='deepgemm.sm90': the Triton kernel adds .* with plan 'sm"):
+            fp8sim.matmul(a, a.T, plan="deepgemm.sm90")
+        with pytest.raises(ValueError, match="c: Triton's products start at zero"):
+            fp8sim.matmul(a, a.T, torch.zeros(16, 16))
+        with pytest.raises(TypeError, match="a is torch.float32: the Triton kernel multiplies float8_e4m3fn"):
+            fp8sim.matmul(a.float(), a.T)

@@ -4,18 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from fp8sim.formats import FORMATS
 from fp8sim.quantizers import Quantizer
 from fp8sim.triton_kernels import cast
 from fp8sim.triton_kernels.matmul import matmul
-
-_DTYPES = {
-    FORMATS["float8_e4m3fn"]: torch.float8_e4m3fn,
-    FORMATS["float8_e5m2"]: torch.float8_e5m2,
-    FORMATS["float16"]: torch.float16,
-    FORMATS["bfloat16"]: torch.bfloat16,
-}
-"""The formats that the kernel multiplies."""
+from fp8sim.triton_kernels.tensor_core import DTYPES, options_of_plan
 
 
 def gemm(
@@ -36,7 +28,7 @@ def gemm(
     Args:
         a: [..., M, K]. b: [..., K, N]; leading dimensions broadcast.
         quantizers: of a and b: to e4m3, e5m2 (mixed at will), float16 or bfloat16; None for an operand that is one.
-        accumulate: "native".
+        accumulate: "native", or a plan in whose order the kernel adds on this device.
         dtype: of the result: float32, float16 or bfloat16; None is that of `a`.
         layer, name: of the GEMM, for messages.
 
@@ -46,32 +38,22 @@ def gemm(
     Raises:
         TypeError, ValueError, RuntimeError: what the kernel cannot do; the message says what to do instead.
     """
-    if accumulate != "native":
-        raise ValueError(f"accumulate={accumulate!r}: Triton kernels add natively; call under use_backend('simulate')")
     if quantizers == (None, None):
+        if accumulate != "native":
+            raise ValueError(
+                f"accumulate={accumulate!r} of a GEMM without quantizers: call under use_backend('simulate')"
+            )
         return (torch.matmul(a, b) * scale).to(dtype or a.dtype)
     codes_a = _codes(a, quantizers[0], f"operand a of {layer} {name}")
     codes_b = _codes(b.mT, quantizers[1], f"operand b of {layer} {name}")
-    if a.ndim == b.ndim == 2:
-        return matmul(codes_a, codes_b, scale=scale, out_dtype=dtype or a.dtype)
-    batch = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
-    pairs = zip(_matrices(codes_a, batch), _matrices(codes_b, batch), strict=True)
-    products = [matmul(left, right, scale=scale, out_dtype=dtype or a.dtype) for left, right in pairs]
-    empty = torch.empty(0, a.shape[-2], b.shape[-1], dtype=dtype or a.dtype, device=a.device)
-    return (torch.stack(products) if products else empty).reshape(*batch, a.shape[-2], b.shape[-1])
-
-
-def _matrices(x: torch.Tensor, batch: torch.Size) -> list[torch.Tensor]:
-    """The matrices of x [..., R, K], one for each place of the broadcast batch."""
-    shape = (*batch, *x.shape[-2:])
-    raw = x.view(torch.uint8 if x.element_size() == 1 else torch.int16)  # FP8 tensors cannot be expanded everywhere
-    return list(raw.expand(shape).reshape(-1, *x.shape[-2:]).view(x.dtype).unbind(0))
+    options = {} if accumulate == "native" else options_of_plan(codes_a, codes_b, accumulate)
+    return matmul(codes_a, codes_b, scale=scale, out_dtype=dtype or a.dtype, **options)
 
 
 def _codes(x: torch.Tensor, quantizer: Quantizer | None, what: str) -> torch.Tensor:
     """x [..., R, K] as a tensor that the kernel multiplies."""
     if quantizer is None:
-        if x.dtype in _DTYPES.values():
+        if x.dtype in DTYPES.values():
             return x
         raise TypeError(
             f"{what} is {x.dtype} without a quantizer, and the Triton kernel multiplies FP8, float16 and bfloat16: "
@@ -79,8 +61,8 @@ def _codes(x: torch.Tensor, quantizer: Quantizer | None, what: str) -> torch.Ten
         )
     if quantizer.scale is not None:
         raise TypeError(f"{what} is quantized by {quantizer}, and the Triton kernel takes no scale factors of operands")
-    if quantizer.format not in _DTYPES:
-        names = ", ".join(str(fmt) for fmt in _DTYPES)
+    if quantizer.format not in DTYPES:
+        names = ", ".join(str(fmt) for fmt in DTYPES)
         raise TypeError(f"{what} is cast to {quantizer.format}, and the Triton kernel multiplies {names}")
     codes = cast.encode(x, quantizer.format, rounding=quantizer.rounding, overflow=quantizer.overflow)
-    return codes.view(_DTYPES[quantizer.format])
+    return codes.view(DTYPES[quantizer.format])

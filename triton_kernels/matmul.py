@@ -375,8 +375,7 @@ def _factors(name: str, given: Factors, x: torch.Tensor, batch: torch.Size) -> _
     rows, k = x.shape[-2:]
     if values.numel() == 1:
         return _Factors(values.reshape(1))
-    *own_batch, length = values.shape
-    if own_batch == list(x.shape[:-2]) and length == rows:
+    if not is_of_blocks(values, x) and values.shape == x.shape[:-1]:
         spread = values.expand(*batch, rows).contiguous()
         return _Factors(spread, batch=rows, row=1)
     for shared in (1, PROMOTION):
@@ -388,6 +387,11 @@ def _factors(name: str, given: Factors, x: torch.Tensor, batch: torch.Size) -> _
         f"{name} has shape {list(values.shape)} and its operand {list(x.shape)}: expected one factor, "
         f"{[*x.shape[:-1]]} for rows, or [..., ceil(R / 1 or 128), ceil(K / 128)] for blocks"
     )
+
+
+def is_of_blocks(factor: Factors, x: torch.Tensor) -> bool:
+    """Whether factors of the operand x [..., R, K] belong to blocks."""
+    return isinstance(factor, torch.Tensor) and factor.numel() > 1 and factor.ndim == x.ndim
 
 
 def _kind(factors: tuple[_Factors, _Factors]) -> int:
