@@ -4,6 +4,8 @@
 """
 
 from fp8sim.mma.architectures import ARCHITECTURES, MODELS, Architecture, Instruction
+from fp8sim.mma.attention import ATTENTION_PLANS, AttentionPlan
+from fp8sim.mma.attention import parse as parse_attention_plan
 from fp8sim.mma.bounds import error_bound, float32_error_bound
 from fp8sim.mma.chains import chain
 from fp8sim.mma.evidence import CAPTURED, CATEGORIES, OUTPUTS_PER_CAPTURE, Capture, Evidence
@@ -15,6 +17,7 @@ from fp8sim.mma.plans import parse as parse_plan
 
 __all__ = [
     "ARCHITECTURES",
+    "ATTENTION_PLANS",
     "CAPTURED",
     "CATEGORIES",
     "MODELS",
@@ -22,6 +25,7 @@ __all__ = [
     "PLANS",
     "Adder",
     "Architecture",
+    "AttentionPlan",
     "Capture",
     "Evidence",
     "GemmPlan",
@@ -33,6 +37,7 @@ __all__ = [
     "float32_error_bound",
     "operand_dtype",
     "parse",
+    "parse_attention_plan",
     "parse_plan",
     "resolve",
 ]
