@@ -1,4 +1,5 @@
-"""Parameter groups with the factors of a parametrization, for torch's own optimizers; and Adam-atan2."""
+"""Parameter groups with the factors of a parametrization, for torch's own optimizers; torch's scaler of the loss; and
+Adam-atan2."""
 
 from __future__ import annotations
 
@@ -11,7 +12,9 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor
 
+from fp8sim import recipes
 from fp8sim.nn import roles as tags
+from fp8sim.recipes import LossScaling, Recipe
 from fp8sim.unit_scaling import mup
 from fp8sim.unit_scaling.mup import Rule, Weight
 
@@ -235,3 +238,41 @@ def _by_dtype(parameters: list[torch.Tensor]) -> dict[tuple[torch.device, torch.
 def _local(tensor: torch.Tensor | None) -> torch.Tensor:
     assert tensor is not None
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+class _ConstantGradScaler(torch.amp.GradScaler):
+    """torch's scaler, whose factor stays unless `update` is given one."""
+
+    def update(self, new_scale: float | torch.Tensor | None = None) -> None:
+        super().update(self.get_scale() if new_scale is None else new_scale)
+
+
+def grad_scaler(scaling: LossScaling | Recipe | str, device: str = "cpu") -> torch.amp.GradScaler:
+    """The scaler of torch that does what a recipe says of the loss, for a training loop of one's own.
+
+        scaler = grad_scaler("fp16_loss_scaled")
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)  # only to clip, or to look at the gradients
+        scaler.step(optimizer)  # skipped if a gradient is not finite, with a constant factor too
+        scaler.update()
+
+    Args:
+        scaling: a policy, or a recipe that has one, or its name.
+        device: torch device type of the gradients.
+
+    Returns:
+        A scaler; disabled, so that it does nothing, where the factor is always 1.
+
+    Raises:
+        ValueError: an unknown recipe.
+    """
+    policy = scaling if isinstance(scaling, LossScaling) else recipes.parse(scaling).loss_scaling
+    if policy.growth_interval is None:
+        return _ConstantGradScaler(device, init_scale=policy.factor, enabled=policy.factor != 1.0)
+    return torch.amp.GradScaler(
+        device,
+        init_scale=policy.factor,
+        growth_factor=policy.growth,
+        backoff_factor=policy.backoff,
+        growth_interval=policy.growth_interval,
+    )

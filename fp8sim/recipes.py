@@ -1,6 +1,6 @@
-"""Recipes: which quantizer each operand of each GEMM of a linear layer gets, and what goes with it. Data only.
+"""Recipes: which quantizer each operand of each GEMM of a layer gets, and what goes with it. Data only.
 
-A layer has three GEMMs, named as everywhere in fp8sim:
+A linear layer has three GEMMs, named as everywhere in fp8sim:
 
     output      [T, O] = input [T, I]       @ weight^T [I, O]
     grad_input  [T, I] = grad_output [T, O] @ weight   [O, I]
@@ -13,16 +13,50 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
-from fp8sim import mma, quantizers
 from fp8sim.formats import parse as parse_format
 from fp8sim.quantizers import Quantizer
+from fp8sim.recipe_parts import (
+    ACCUMULATIONS,
+    ATTENTION_OPERANDS,
+    ATTENTION_PRODUCTS,
+    DYNAMIC_LOSS_SCALING,
+    NO_LOSS_SCALING,
+    UNQUANTIZED,
+    AttentionRecipe,
+    GemmRecipe,
+    GemmStrings,
+    LossScaling,
+    one_of,
+    parse_cast,
+    refuse_random_bits,
+)
 from fp8sim.rounding import Overflow
+
+__all__ = [
+    "ACCUMULATIONS",
+    "ATTENTION_OPERANDS",
+    "DYNAMIC_LOSS_SCALING",
+    "GEMM_OPERANDS",
+    "HIDDEN_ROLES",
+    "NO_LOSS_SCALING",
+    "PARAMETRIZATIONS",
+    "RECIPES",
+    "ROLES",
+    "UNQUANTIZED",
+    "AttentionRecipe",
+    "GemmRecipe",
+    "GemmStrings",
+    "LossScaling",
+    "Recipe",
+    "from_dict",
+    "parse",
+    "uniform",
+]
 
 GEMM_OPERANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
@@ -32,10 +66,6 @@ GEMM_OPERANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
     }
 )
 """The two operands of each GEMM, in order."""
-
-ACCUMULATIONS = ("native", "float32", "float32.sequential")
-"""How a GEMM adds: what the backend does; BLAS in float32; one product after the other in float32, K ascending. Or as a
-plan of `fp8sim.mma.parse_plan` says: "sm90.wgmma", "deepgemm.sm90", ..."""
 
 PARAMETRIZATIONS = ("standard", "mup", "unit_scaled", "u_mup", "munit")
 """Where scale lives: in the initialisation of weights (standard, muP); in constant factors on operations (unit scaling,
@@ -51,89 +81,17 @@ ROLES = (*HIDDEN_ROLES, "embedding", "readout")
 casts it, whether it lists that role or not."""
 
 
-def _one_of(argument: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{argument}={value!r}: use one of {', '.join(allowed)}")
-
-
-def _draws_no_random_bits(argument: str, quantizer: Quantizer | None) -> None:
-    if quantizer is not None and quantizer.rounding.is_stochastic:
-        raise ValueError(f"{argument}={quantizer}: the GEMMs of a recipe draw no random bits; use TIES_TO_EVEN")
-
-
-class GemmStrings(NamedTuple):
-    """A `GemmRecipe` in canonical strings; an empty one stands for None."""
-
-    first: str
-    second: str
-    accumulate: str
-    dtype: str
-
-
-@dataclass(frozen=True)
-class GemmRecipe:
-    """One GEMM: a quantizer for each operand, in the order of `GEMM_OPERANDS`, and how products are added.
-
-    Attributes:
-        first, second: quantizers; None leaves the operand as it is.
-        accumulate: one of `ACCUMULATIONS`, or a plan, whose instruction takes the formats of both quantizers.
-        dtype: dtype of the result; None is the dtype of the operands.
-    """
-
-    first: Quantizer | None = None
-    second: Quantizer | None = None
-    accumulate: str = "native"
-    dtype: str | None = None
-
-    def __post_init__(self) -> None:
-        for operand, quantizer in (("first", self.first), ("second", self.second)):
-            _draws_no_random_bits(operand, quantizer)
-        if self.accumulate not in ACCUMULATIONS:
-            self._check_plan()
-        if self.dtype is not None:
-            _one_of("dtype", self.dtype, ("float32", "float16", "bfloat16", "float64"))
-        first, second = (str(q) if q is not None else "" for q in (self.first, self.second))
-        object.__setattr__(self, "strings", GemmStrings(first, second, self.accumulate, self.dtype or ""))
-
-    def _check_plan(self) -> None:
-        pair = (self.first, self.second)
-        formats = [str(quantizer.format) if quantizer is not None else None for quantizer in pair]
-        try:
-            mma.resolve(mma.parse_plan(self.accumulate), *formats)
-        except ValueError as error:
-            raise ValueError(f"accumulate={self.accumulate!r}: {error}; or use {', '.join(ACCUMULATIONS)}") from error
-
-    @property
-    def as_strings(self) -> GemmStrings:
-        """This GEMM as registered operations take it; made once, so that compilers find finished constants."""
-        strings: GemmStrings = self.__dict__["strings"]
-        return strings
-
-    def without_casts(self) -> GemmRecipe:
-        """The same GEMM on unquantized operands, added as the backend adds."""
-        return dataclasses.replace(self, first=None, second=None, accumulate="native")
-
-
-@dataclass(frozen=True)
-class LossScaling:
-    """The factor on the loss before the backward pass, divided out of the gradients before the optimizer step."""
-
-    factor: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.factor) and self.factor > 0):
-            raise ValueError(f"factor={self.factor}: a loss scale is a positive finite number")
-
-
 @dataclass(frozen=True)
 class Recipe:
-    """What a low-precision training recipe says about linear layers.
+    """What a low-precision training recipe says about the layers of a model.
 
     Attributes:
         name: a label; unnamed variants keep the label of what they came from.
         output, grad_input, grad_weight: the three GEMMs.
         parametrization: one of `PARAMETRIZATIONS`.
         loss_scaling: read by the training loop alone.
+        attention: the six GEMMs of attention, which then computes its probabilities one by one; None: torch's fused
+            attention, in high precision.
         high_precision: roles of layers that the GEMMs above are not for; "hidden" is all of `HIDDEN_ROLES`.
         high_precision_cast: what casts all operands of those layers, such as bfloat16; None leaves them as they are.
         expected_to_hold: whether `fp8sim validate` fails when its scaling rule does not hold; baselines say False.
@@ -143,20 +101,37 @@ class Recipe:
     """
 
     name: str
-    output: GemmRecipe = GemmRecipe()
-    grad_input: GemmRecipe = GemmRecipe()
-    grad_weight: GemmRecipe = GemmRecipe()
+    output: GemmRecipe = UNQUANTIZED
+    grad_input: GemmRecipe = UNQUANTIZED
+    grad_weight: GemmRecipe = UNQUANTIZED
     parametrization: str = "standard"
-    loss_scaling: LossScaling = LossScaling()
+    loss_scaling: LossScaling = NO_LOSS_SCALING
+    attention: AttentionRecipe | None = None
     high_precision: tuple[str, ...] = ()
     high_precision_cast: Quantizer | None = None
     expected_to_hold: bool = False
 
     def __post_init__(self) -> None:
-        _one_of("parametrization", self.parametrization, PARAMETRIZATIONS)
+        one_of("parametrization", self.parametrization, PARAMETRIZATIONS)
         for role in self.high_precision:
-            _one_of("high_precision", role, ROLES)
-        _draws_no_random_bits("high_precision_cast", self.high_precision_cast)
+            one_of("high_precision", role, ROLES)
+        refuse_random_bits("high_precision_cast", self.high_precision_cast)
+        object.__setattr__(self, "products", None if self.attention is None else self._products(self.attention))
+
+    def _products(self, attention: AttentionRecipe) -> tuple[Recipe, ...]:
+        return tuple(
+            Recipe(f"{self.name} {product}", *(attention.gemm(name) for name in gemms))  # type: ignore[arg-type]
+            for product, gemms in ATTENTION_PRODUCTS.items()
+        )
+
+    @property
+    def attention_products(self) -> tuple[Recipe, Recipe] | None:
+        """Attention's two products as recipes of their own, q being the input and k the weight, and p and v^T.
+
+        Made once, so that compilers find finished constants. None without an attention part.
+        """
+        products: tuple[Recipe, Recipe] | None = self.__dict__["products"]
+        return products
 
     @property
     def is_unit_scaled(self) -> bool:
@@ -165,13 +140,13 @@ class Recipe:
 
     def gemm(self, name: str) -> GemmRecipe:
         """The recipe of the GEMM `name`, one of `GEMM_OPERANDS`. ValueError for another name."""
-        _one_of("gemm", name, tuple(GEMM_OPERANDS))
+        one_of("gemm", name, tuple(GEMM_OPERANDS))
         return {"output": self.output, "grad_input": self.grad_input, "grad_weight": self.grad_weight}[name]
 
     def without_casts(self) -> Recipe:
-        """The same recipe with every operand unquantized: the reference of its gradients."""
-        gemms = {name: self.gemm(name).without_casts() for name in GEMM_OPERANDS}
-        return dataclasses.replace(self, name=f"{self.name} without casts", **gemms)  # type: ignore[arg-type]
+        """The same recipe with every operand unquantized, in all layers: the reference of its gradients."""
+        name = f"{self.name} without casts"
+        return self._changed(GemmRecipe.without_casts, name=name, high_precision_cast=None)
 
     def adding(self, accumulate: str) -> Recipe:
         """The same recipe with the products of two quantized operands added as `accumulate` says.
@@ -179,39 +154,37 @@ class Recipe:
         Raises:
             ValueError: no such accumulation, or a plan that does not take the formats.
         """
-        gemms = {
-            name: dataclasses.replace(self.gemm(name), accumulate=accumulate)
-            for name in GEMM_OPERANDS
-            if self.gemm(name).first and self.gemm(name).second
-        }
-        return dataclasses.replace(self, **gemms)  # type: ignore[arg-type]
+        return self._changed(lambda gemm: gemm.adding(accumulate))
+
+    def _changed(self, change: Callable[[GemmRecipe], GemmRecipe], **other: Any) -> Recipe:
+        """The same recipe with `change` applied to each GEMM, those of attention too."""
+        gemms: dict[str, Any] = {name: change(self.gemm(name)) for name in GEMM_OPERANDS}
+        attention = None if self.attention is None else self.attention.changed(change)
+        return dataclasses.replace(self, attention=attention, **gemms, **other)
 
     def for_role(self, role: str) -> Recipe:
         """This recipe, or its high-precision form if it keeps layers of that role in high precision."""
-        _one_of("role", role, ROLES)
+        one_of("role", role, ROLES)
         kept = role in self.high_precision or (role in HIDDEN_ROLES and "hidden" in self.high_precision)
         if not kept:
             return self
         if self.high_precision_cast is None:
             return self.without_casts()
-        return self._casting(self.high_precision_cast)
-
-    def _casting(self, quantizer: Quantizer) -> Recipe:
-        """The same recipe with every operand cast by `quantizer`, added as the backend adds."""
-        both = {"first": quantizer, "second": quantizer, "accumulate": "native"}
-        gemms = {name: dataclasses.replace(self.gemm(name), **both) for name in GEMM_OPERANDS}  # type: ignore[arg-type]
-        return dataclasses.replace(self, name=f"{self.name} in {quantizer.format}", **gemms)  # type: ignore[arg-type]
+        cast = self.high_precision_cast
+        return self._changed(lambda gemm: gemm.casting(cast), name=f"{self.name} in {cast.format}")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionaries, strings and numbers, ready for JSON or YAML; `from_dict` inverts it."""
-        plain = dataclasses.asdict(self)
-        for name in GEMM_OPERANDS:
-            gemm = self.gemm(name)
-            plain[name]["first"] = None if gemm.first is None else str(gemm.first)
-            plain[name]["second"] = None if gemm.second is None else str(gemm.second)
+        plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        plain.update({name: self.gemm(name).to_dict() for name in GEMM_OPERANDS})
         cast = self.high_precision_cast
-        plain["high_precision_cast"] = None if cast is None else str(cast)
-        return {**plain, "high_precision": list(self.high_precision)}
+        return {
+            **plain,
+            "loss_scaling": dataclasses.asdict(self.loss_scaling),
+            "attention": None if self.attention is None else self.attention.to_dict(),
+            "high_precision": list(self.high_precision),
+            "high_precision_cast": None if cast is None else str(cast),
+        }
 
     def __str__(self) -> str:
         if RECIPES.get(self.name) == self:
@@ -224,15 +197,12 @@ def from_dict(plain: Mapping[str, Any]) -> Recipe:
     fields = dict(plain)
     try:
         for name in GEMM_OPERANDS:
-            gemm = dict(fields.get(name, {}))
-            for operand in ("first", "second"):
-                text = gemm.get(operand)
-                gemm[operand] = None if text is None else quantizers.parse(text)
-            fields[name] = GemmRecipe(**gemm)
+            fields[name] = GemmRecipe.from_dict(fields.get(name, {}))
         fields["loss_scaling"] = LossScaling(**fields.get("loss_scaling", {}))
+        attention = fields.get("attention")
+        fields["attention"] = None if attention is None else AttentionRecipe.from_dict(attention)
         fields["high_precision"] = tuple(fields.get("high_precision", ()))
-        cast = fields.get("high_precision_cast")
-        fields["high_precision_cast"] = None if cast is None else quantizers.parse(cast)
+        fields["high_precision_cast"] = parse_cast(fields.get("high_precision_cast"))
         return Recipe(**fields)
     except TypeError as error:
         raise ValueError(f"no recipe can be made of {dict(plain)!r}: {error}") from error
@@ -292,6 +262,10 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
             uniform("bf16", _BF16, _BF16, expected_to_hold=True),
             # FP16 without loss scaling (Micikevicius et al. 2018, section 3.2, before its remedy).
             uniform("fp16", _FP16, _FP16),
+            # Its remedy, and the one constant that repairs the FP16 baseline of Blake et al. 2023 (section 5). For
+            # another factor: dataclasses.replace(recipe, loss_scaling=LossScaling(1024.0)).
+            uniform("fp16_loss_scaled", _FP16, _FP16, loss_scaling=DYNAMIC_LOSS_SCALING),
+            uniform("fp16_loss_scaled_static", _FP16, _FP16, loss_scaling=LossScaling(2.0**11)),
             # E4M3 for inputs and weights, E5M2 for gradients (Micikevicius et al. 2022), and no scale factor at all.
             uniform("fp8_naive", _E4M3, _E5M2),
             uniform("fp8_loss_scaled", _E4M3, _E5M2, loss_scaling=LossScaling(4096.0)),
@@ -307,7 +281,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
                 expected_to_hold=True,
             ),
             # u-muP (Blake et al. 2024, section 4.3): the two layers whose inputs grow in training stay in BF16, as does
-            # the readout. muP with the same casts is its baseline (figure 1c).
+            # the readout. muP with the same casts is its baseline; figure 1c casts every linear layer of both.
             _critical_layers_in_bf16("u_mup_fp8", parametrization="u_mup", expected_to_hold=True),
             _critical_layers_in_bf16("mup_fp8", parametrization="mup"),
             # mu-nit scaling (Narayan et al. 2025, section 2): every hidden layer in FP8.

@@ -22,7 +22,7 @@ LAYERS = [
     ["rounding", "codebooks", "random_bits", "presets", "array_memory", "casting", "ptx", "interop"],
     ["granularity", "scaling", "packing"],
     ["quantizers", "mma"],
-    ["recipes", "simulate", "compare"],
+    ["recipe_parts", "recipes", "simulate", "compare"],
     ["cuda", "backends"],
     ["ops"],
     ["unit_scaling"],

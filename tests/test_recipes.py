@@ -157,5 +157,5 @@ def test_layers_of_the_roles_that_a_recipe_names_are_cast_by_what_it_says(role: 
 
 
 def test_an_unknown_recipe_lists_the_names() -> None:
-    with pytest.raises(ValueError, match="unknown recipe 'fp9': use one of fp32, bf16, fp16, fp8_naive"):
+    with pytest.raises(ValueError, match="unknown recipe 'fp9': use one of fp32, bf16, fp16, fp16_loss_scaled"):
         recipes.parse("fp9")

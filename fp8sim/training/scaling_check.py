@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.amp import GradScaler
 
 from fp8sim import recipes
 from fp8sim.analysis.figures import CastFigures, GradientFigures, cast_figures, gradient_figures, plateau
@@ -162,11 +163,12 @@ def check_recipe(
     rate = loop.LEARNING_RATES[recipe.parametrization] if learning_rate is None else learning_rate
     if on_first_look is not None:
         on_first_look(model, windows[0])
-    looks, losses = [look(model, windows, 0)], []
-    for loss in itertools.islice(loop.train(model, windows, steps, rate), steps):
+    scaler = loop.scaler_of(model)
+    looks, losses = [look(model, windows, 0, scaler)], []
+    for loss in itertools.islice(loop.train(model, windows, steps, rate, scaler=scaler), steps):
         losses.append(loss)
         on_step()
-    return RecipeResult(recipe, rate, losses, [*looks, look(model, windows, steps)])
+    return RecipeResult(recipe, rate, losses, [*looks, look(model, windows, steps, scaler)])
 
 
 def build_model(recipe: Recipe, windows: Windows, seed: int, size: ModelSize) -> CharacterMlp:
@@ -176,8 +178,11 @@ def build_model(recipe: Recipe, windows: Windows, seed: int, size: ModelSize) ->
         return CharacterMlp(len(windows.text.symbols), recipe, size)
 
 
-def look(model: CharacterMlp, windows: Windows, step: int) -> Look:
-    """Figures of every quantized operand and every weight gradient of `model` on batch `step`."""
+def look(model: CharacterMlp, windows: Windows, step: int, scaler: GradScaler | None = None) -> Look:
+    """Figures of every quantized operand and every weight gradient of `model` on batch `step`.
+
+    The loss scale is that of `scaler`; None: the one with which the recipe starts.
+    """
     operands: dict[tuple[str, str, Format], OperandRecord] = {}
 
     def record(event: GemmEvent) -> None:
@@ -191,8 +196,8 @@ def look(model: CharacterMlp, windows: Windows, step: int) -> Look:
 
     batch = windows[step]
     with observe(record):
-        loss = loop.backward(model, batch)
-    loop.unscale_gradients(model)
+        loss = loop.backward(model, batch, scaler)
+    loop.unscale_gradients(model, scaler)
     gradients = _compare_gradients(model, batch)
     model.zero_grad(set_to_none=True)
     return Look(step, loss, list(operands.values()), gradients)
