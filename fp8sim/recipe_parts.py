@@ -130,6 +130,8 @@ ATTENTION_OPERANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
 )
 """The two operands of each GEMM of attention, in order."""
 
+_OPERANDS = tuple(dict.fromkeys(operand for pair in ATTENTION_OPERANDS.values() for operand in pair))
+
 ATTENTION_PRODUCTS: Mapping[str, tuple[str, str, str]] = MappingProxyType(
     {
         "logits": ("logits", "grad_query", "grad_key"),
@@ -143,23 +145,23 @@ ATTENTION_PRODUCTS: Mapping[str, tuple[str, str, str]] = MappingProxyType(
 class AttentionRecipe:
     """The six GEMMs of attention, for queries [L, D], keys [S, D], values [S, E] of one head:
 
-        logits             [L, S] = query [L, D]          @ key^T [D, S]
-        grad_query         [L, D] = grad_logits [L, S]    @ key   [S, D]
-        grad_key           [S, D] = grad_logits^T [S, L]  @ query [L, D]
-        mixed              [L, E] = probabilities [L, S]  @ value [S, E]
-        grad_probabilities [L, S] = grad_output [L, E]    @ value^T [E, S]
-        grad_value         [S, E] = probabilities^T [S, L] @ grad_output [L, E]
+        logits             [L, S] = query [L, D]         @ key^T [D, S]
+        grad_query         [L, D] = grad_logits [L, S]   @ key [S, D]
+        grad_key           [S, D] = grad_logits^T [S, L] @ query [L, D]
+        mixed              [L, E] = probabilities [L, S] @ value [S, E]
+        grad_probabilities [L, S] = grad_output [L, E]   @ value^T [E, S]
+        grad_value^T       [E, S] = grad_output^T [E, L] @ probabilities [L, S]
 
     Operands are in the order of `ATTENTION_OPERANDS`; `by_operand` makes all six from one quantizer for each operand.
     The default is six GEMMs in high precision, which differ from no attention part only in rounding.
     """
 
-    logits: GemmRecipe = GemmRecipe()
-    grad_query: GemmRecipe = GemmRecipe()
-    grad_key: GemmRecipe = GemmRecipe()
-    mixed: GemmRecipe = GemmRecipe()
-    grad_probabilities: GemmRecipe = GemmRecipe()
-    grad_value: GemmRecipe = GemmRecipe()
+    logits: GemmRecipe = UNQUANTIZED
+    grad_query: GemmRecipe = UNQUANTIZED
+    grad_key: GemmRecipe = UNQUANTIZED
+    mixed: GemmRecipe = UNQUANTIZED
+    grad_probabilities: GemmRecipe = UNQUANTIZED
+    grad_value: GemmRecipe = UNQUANTIZED
 
     @staticmethod
     def by_operand(*, accumulate: str = "native", **casts: str | Quantizer) -> AttentionRecipe:
@@ -174,10 +176,8 @@ class AttentionRecipe:
             ValueError: another operand, and as for `GemmRecipe`.
         """
         for operand in casts:
-            one_of("operand", operand, tuple(dict.fromkeys(sum(ATTENTION_OPERANDS.values(), ()))))
-        found = {
-            operand: cast if isinstance(cast, Quantizer) else quantizers.parse(cast) for operand, cast in casts.items()
-        }
+            one_of("operand", operand, _OPERANDS)
+        found = {operand: quantizers.parse(cast) for operand, cast in casts.items()}
         gemms = {name: GemmRecipe(found.get(a), found.get(b)) for name, (a, b) in ATTENTION_OPERANDS.items()}
         return AttentionRecipe(**gemms).changed(lambda gemm: gemm.adding(accumulate))
 

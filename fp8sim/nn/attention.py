@@ -42,7 +42,8 @@ class KeyValueCache:
 class Attention(torch.nn.Module):
     """x [B, S, W] -> [B, S, W]: queries, keys and values of H heads of D = W / H features, attention, and a projection.
 
-    The product of queries and keys, and that of probabilities and values, are computed in the dtype of their operands.
+    The product of queries and keys, and that of probabilities and values, are those of the recipe's attention part, and
+    without one torch's fused attention.
 
     Args:
         width, heads: W and H.
@@ -95,6 +96,7 @@ class Attention(torch.nn.Module):
         self.is_causal, self.rotary_base, self.context = is_causal, rotary_base, context
         self.mult, self.scale_power, self.root_softmax = mult, scale_power, root_softmax
         self.dropout, self.recipe = dropout, recipes.parse(recipe)
+        self.name = ""
 
         def layer(inputs: int, outputs: int, role: str) -> Linear:
             return Linear(inputs, outputs, bias, recipe=recipe, role=role, constraint=constraint, init_std=init_std)
@@ -143,6 +145,7 @@ class Attention(torch.nn.Module):
             factor_length=self.context,
             factor_causal=self.is_causal,
             recipe=self.recipe,
+            name=self.name,
         )
         output: torch.Tensor = self.out(mixed.transpose(1, 2).flatten(2))
         return output

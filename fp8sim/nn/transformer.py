@@ -111,7 +111,7 @@ class TransformerDecoder(torch.nn.Module):
         start = config.start_of("readout", config.width, recipe)
         self.readout = LinearReadout(config.width, config.vocabulary, recipe=recipe, **start._asdict())
         for name, module in self.named_modules():
-            if isinstance(module, Linear):
+            if isinstance(module, Linear | Attention):
                 module.name = name
 
     def reset_parameters(self) -> None:

@@ -1,7 +1,4 @@
-"""softmax and scaled_dot_product_attention.
-
-Recipes say nothing of attention's two products yet: q k^T and p v are computed in the dtype of their operands.
-"""
+"""softmax and scaled_dot_product_attention."""
 
 from __future__ import annotations
 
@@ -12,9 +9,11 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from fp8sim import recipes
 from fp8sim.recipes import Recipe
 from fp8sim.unit_scaling import rules
 from fp8sim.unit_scaling.functional.common import UNIT_SCALED, apply, is_unit_scaled, scaled_product
+from fp8sim.unit_scaling.functional.materialised_attention import materialised_attention
 
 
 class _Softmax(torch.autograd.Function):
@@ -86,6 +85,7 @@ def scaled_dot_product_attention(
     factor_length: int | None = None,
     factor_causal: bool | None = None,
     recipe: str | Recipe = UNIT_SCALED,
+    name: str = "",
 ) -> torch.Tensor:
     """softmax(mult * D^-scale_power * query @ key^T + mask) @ value, times `rules.attention` if unit-scaled.
 
@@ -108,7 +108,10 @@ def scaled_dot_product_attention(
         factor_length: how many keys the factor is for; None: S.
         factor_causal: whether the factor is that of a causal mask; None: `is_causal`. A causal `attn_mask` is not
             recognised: pass True.
-        recipe: its parametrization decides.
+        recipe: its parametrization decides. Its attention part says how the six GEMMs are quantized and added
+            (`materialised_attention` has the details); without one they are torch's fused attention, in the dtype of
+            the operands.
+        name: what observers call the GEMMs of an attention part: "<name>.logits" and "<name>.mixed".
 
     Returns:
         [..., H, L, E]. Rows that see no key are 0.
@@ -123,23 +126,37 @@ def scaled_dot_product_attention(
         raise ValueError(f"factor_length={factor_length}: a number of keys, 1 or more, or None for those of `key`")
     if not mult > 0:
         raise ValueError(f"mult={mult}: a multiplier is positive")
-    unit_scaled = is_unit_scaled(recipe)
+    recipe = recipes.parse(recipe)
     width = max(1, query.shape[-1])
     if scale is None:
-        scale = width ** -((1.0 if unit_scaled else 0.5) if scale_power is None else scale_power)
+        scale = width ** -((1.0 if recipe.is_unit_scaled else 0.5) if scale_power is None else scale_power)
     scale *= mult
-    attend = _root_attention if root_softmax else F.scaled_dot_product_attention
-    output = attend(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
-    if not unit_scaled or kept == 0:
-        return output
-    factor = rules.attention(
-        key.shape[-2] if factor_length is None else factor_length,
-        abs(scale) * math.sqrt(width),
-        causal=is_causal if factor_causal is None else factor_causal,
-        dropout_p=dropout_p,
-        root_softmax=root_softmax,
-    )
-    return output * factor
+    factor = 1.0
+    if recipe.is_unit_scaled and kept > 0:
+        factor = rules.attention(
+            key.shape[-2] if factor_length is None else factor_length,
+            abs(scale) * math.sqrt(width),
+            causal=is_causal if factor_causal is None else factor_causal,
+            dropout_p=dropout_p,
+            root_softmax=root_softmax,
+        )
+    options: dict[str, Any] = {"scale": scale, "enable_gqa": enable_gqa}
+    products = recipe.attention_products
+    if products is not None or root_softmax:
+        options.update(factor=factor, softmax=_root_softmax if root_softmax else _softmax, products=products, name=name)
+        return materialised_attention(query, key, value, attn_mask, dropout_p, is_causal, **options)
+    output = F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, **options)
+    return output if factor == 1.0 else output * factor
+
+
+def _softmax(logits: torch.Tensor) -> torch.Tensor:
+    """As torch's attention has it: 0 in rows that see no key."""
+    probabilities: torch.Tensor = torch.ops.aten._safe_softmax(logits, -1)
+    return probabilities
+
+
+def _root_softmax(logits: torch.Tensor) -> torch.Tensor:
+    return apply(_RootSoftmax, logits)
 
 
 class _RootSoftmax(torch.autograd.Function):
@@ -157,29 +174,6 @@ class _RootSoftmax(torch.autograd.Function):
         (root,) = ctx.saved_tensors
         inner = (grad * root).sum(-1, keepdim=True)
         return scaled_product(root, grad - root * inner, 0.5)
-
-
-def _root_attention(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attn_mask: torch.Tensor | None,
-    dropout_p: float,
-    is_causal: bool,
-    *,
-    scale: float,
-    enable_gqa: bool,
-) -> torch.Tensor:
-    """torch's scaled_dot_product_attention with the square roots of the probabilities."""
-    if enable_gqa:
-        copies = query.shape[-3] // key.shape[-3]
-        key, value = (x.repeat_interleave(copies, -3) for x in (key, value))
-    logits = query @ key.mT * scale
-    if is_causal:
-        attn_mask = torch.ones(logits.shape[-2:], dtype=torch.bool, device=logits.device).tril()
-    if attn_mask is not None:
-        logits = logits.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype == torch.bool else logits + attn_mask
-    return F.dropout(apply(_RootSoftmax, logits), dropout_p) @ value
 
 
 def _check_attention(
