@@ -13,7 +13,7 @@ from fp8sim import optim, recipes
 from fp8sim.nn import TransformerDecoder
 from fp8sim.optim import AdamAtan2, grad_scaler, parameter_groups
 from fp8sim.recipes import DYNAMIC_LOSS_SCALING, RECIPES, LossScaling, Recipe
-from fp8sim.simulate.matmul import GemmEvent, observe
+from fp8sim.simulate.matmul import observe
 from fp8sim.training import loop
 
 STATIC, DYNAMIC = LossScaling(2.0**11), LossScaling(2.0**11, growth_interval=3)

@@ -12,7 +12,15 @@ from fp8sim import quantizers, recipes
 from fp8sim.codebooks import TIES
 from fp8sim.formats import FORMATS, Codebook, Nan
 from fp8sim.quantizers import Quantizer
-from fp8sim.recipes import GEMM_OPERANDS, RECIPES, GemmRecipe, LossScaling, Recipe
+from fp8sim.recipes import (
+    ATTENTION_OPERANDS,
+    GEMM_OPERANDS,
+    RECIPES,
+    AttentionRecipe,
+    GemmRecipe,
+    LossScaling,
+    Recipe,
+)
 from fp8sim.rounding import Overflow, Rounding
 
 deterministic = st.sampled_from([mode for mode in Rounding if not mode.is_stochastic])
@@ -42,7 +50,8 @@ any_recipe = st.builds(
     grad_input=gemms,
     grad_weight=gemms,
     parametrization=st.sampled_from(recipes.PARAMETRIZATIONS),
-    loss_scaling=st.builds(LossScaling, st.sampled_from([1.0, 0.5, 4096.0])),
+    loss_scaling=st.builds(LossScaling, st.sampled_from([1.0, 0.5, 4096.0]), st.sampled_from([None, 1, 2000])),
+    attention=st.none() | st.builds(AttentionRecipe, **dict.fromkeys(ATTENTION_OPERANDS, gemms)),
     high_precision=st.lists(st.sampled_from(recipes.ROLES), unique=True).map(tuple),
     high_precision_cast=st.none() | any_quantizer(),
     expected_to_hold=st.booleans(),
@@ -102,6 +111,25 @@ def test_the_fp8_recipes_put_e4m3_on_the_forward_operands_and_e5m2_on_gradients(
             for operand, quantizer in zip(operands, pair, strict=True):
                 wanted = "float8_e5m2" if operand == "grad_output" else "float8_e4m3fn"
                 assert str(quantizer) == f"{wanted}:TIES_TO_EVEN:SATURATE"
+
+
+def test_the_recipes_of_u_mup_mup_and_mu_nit_scaling_are_those_published() -> None:
+    """u-muP, section 4.3, and muS, section 2: what is FP8, what BF16, and under which parametrization."""
+    kept = {
+        "u_mup_fp8": ("u_mup", {"attention_out", "ffn_down", "readout"}),
+        "mup_fp8": ("mup", {"attention_out", "ffn_down", "readout"}),
+        "munit_scaled_fp8": ("munit", {"readout"}),
+    }
+    for name, (parametrization, roles) in kept.items():
+        recipe = RECIPES[name]
+        assert (recipe.parametrization, recipe.loss_scaling) == (parametrization, LossScaling())
+        for role in recipes.ROLES:
+            for gemm, operands in GEMM_OPERANDS.items():
+                found = recipe.for_role(role).gemm(gemm)
+                for operand, quantizer in zip(operands, (found.first, found.second), strict=True):
+                    fp8 = "float8_e5m2" if operand == "grad_output" else "float8_e4m3fn"
+                    wanted = "bfloat16:TIES_TO_EVEN:INFINITY" if role in roles else f"{fp8}:TIES_TO_EVEN:SATURATE"
+                    assert str(quantizer) == wanted, (name, role, gemm, operand)
 
 
 def test_without_casts_keeps_everything_else() -> None:
