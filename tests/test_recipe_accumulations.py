@@ -93,7 +93,12 @@ def test_every_recipe_trains_with_every_accumulation(name: str, accumulate: str)
     products = 2 if recipe.attention else 0
     assert len(events) == len(GEMM_OPERANDS) * (len(roles) + products)
     added = set()
+    gemms = {layer: recipe.for_role(role) for layer, role in roles.items()}
+    for product, of_product in zip(("logits", "mixed"), recipe.attention_products or (), strict=False):
+        gemms[f"layers.0.attention.{product}"] = of_product
     for event in events:
+        wanted = gemms[event.layer].gemm(event.gemm)
+        assert event.quantizers == (wanted.first, wanted.second)
         is_kept = roles.get(event.layer) in recipe.high_precision
         how = "native" if is_kept else accumulate
         added.add(how)
