@@ -116,8 +116,8 @@ def rows(op: str) -> list[Backend]:
 
 def row(op: str, name: str) -> Backend:
     """The row of `op` on backend `name`. ValueError lists what there is."""
-    for candidate in rows(op):
-        if candidate.name == name:
+    for candidate in BACKENDS:
+        if candidate.op == op and candidate.name == name:
             return candidate
     raise ValueError(f"{op} has no backend {name!r}: use one of {', '.join(r.name for r in rows(op))}")
 

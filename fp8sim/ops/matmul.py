@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import torch
@@ -10,8 +11,8 @@ from torch.autograd.function import once_differentiable
 from fp8sim import backends, quantizers, recipes
 from fp8sim.ops.library import register
 from fp8sim.quantizers import Quantizer
-from fp8sim.recipes import GEMM_OPERANDS, GemmStrings, Recipe
-from fp8sim.simulate.matmul import refuse_blas
+from fp8sim.recipes import GemmStrings, Recipe
+from fp8sim.simulate import matmul as simulate
 
 
 class Scales(NamedTuple):
@@ -26,6 +27,7 @@ UNSCALED = Scales()
 """No factor anywhere."""
 
 
+@functools.cache
 def _quantizer(text: str) -> Quantizer | None:
     return quantizers.parse(text) if text else None
 
@@ -45,7 +47,7 @@ def _gemm_impl(
     gemm = backends.row("gemm", backend).load()
     pair = (_quantizer(first), _quantizer(second))
     if backend != "simulate" and pair == (None, None):  # torch's own matmul
-        refuse_blas(accumulate)
+        simulate.refuse_blas(accumulate)
     result: torch.Tensor = gemm(
         a, b, quantizers=pair, scale=scale, accumulate=accumulate, dtype=dtype, layer=layer, name=name
     )
@@ -72,8 +74,18 @@ def _gemm(
 ) -> torch.Tensor:
     """One GEMM by recipe: a [..., M, K], b [..., K, N] -> [..., M, N]."""
     dtype = getattr(torch, gemm.dtype) if gemm.dtype else a.dtype
+    if _is_of_torch(gemm, backend):
+        return simulate.gemm(a, b, scale=scale, accumulate=gemm.accumulate, dtype=dtype, layer=layer, name=name)
     result: torch.Tensor = _gemm_op(a, b, gemm.first, gemm.second, gemm.accumulate, dtype, scale, layer, name, backend)
     return result
+
+
+def _is_of_torch(gemm: GemmStrings, backend: str) -> bool:
+    """Whether torch's own operations compute this GEMM, so that it needs no registered one: at small sizes, half of
+    the time. Compiled code needs it nevertheless, for its observers."""
+    if gemm.first or gemm.second or backend != "simulate" or gemm.accumulate not in ("native", "float32"):
+        return False
+    return not torch.compiler.is_compiling()
 
 
 class _Matmul(torch.autograd.Function):
@@ -108,6 +120,40 @@ class _Matmul(torch.autograd.Function):
         return grad_a, grad_b, None, None, None, None
 
 
+class _Linear(torch.autograd.Function):
+    """input [..., I] @ weight [O, I]^T: the GEMMs of `_Matmul` on all tokens, with no views for autograd to follow."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        input: torch.Tensor,
+        weight: torch.Tensor,
+        gemms: tuple[GemmStrings, ...],
+        scales: Scales,
+        layer: str,
+        backend: str,
+    ) -> torch.Tensor:
+        tokens = input.reshape(-1, input.shape[-1])
+        ctx.save_for_backward(tokens, weight)
+        ctx.shape, ctx.gemms, ctx.scales, ctx.layer, ctx.backend = input.shape, gemms, scales, layer, backend
+        output = _gemm("output", tokens, weight.mT, gemms[0], scales[0], layer, backend)
+        return torch.ops.aten._unsafe_view(output, (*input.shape[:-1], weight.shape[0]))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        tokens, weight = ctx.saved_tensors
+        gemms, scales, rest = ctx.gemms, ctx.scales, (ctx.layer, ctx.backend)
+        grad_input = grad_weight = None
+        grad = grad.reshape(-1, weight.shape[0])
+        if ctx.needs_input_grad[0]:
+            grad_input = _gemm("grad_input", grad, weight, gemms[1], scales[1], *rest)
+            grad_input = grad_input.view(ctx.shape).to(tokens.dtype)
+        if ctx.needs_input_grad[1]:
+            grad_weight = _gemm("grad_weight", grad.mT, tokens, gemms[2], scales[2], *rest).to(weight.dtype)
+        return grad_input, grad_weight, None, None, None, None
+
+
 def matmul(
     a: torch.Tensor,
     b: torch.Tensor,
@@ -133,17 +179,25 @@ def matmul(
         ValueError: shapes, dtypes or devices that do not fit, or an unknown recipe.
     """
     check_operands(a, b)
-    recipe = recipes.parse(recipe)
-    gemms = tuple(recipe.gemm(gemm).as_strings for gemm in GEMM_OPERANDS)
-    backend = backends.select("gemm", a.device.type)
-    result: torch.Tensor = _Matmul.apply(a, b, gemms, scales, name, backend)  # type: ignore[no-untyped-call]
+    result: torch.Tensor = _Matmul.apply(a, b, *_resolved(a, recipe, scales, name))  # type: ignore[no-untyped-call]
     return result
+
+
+def _resolved(a: torch.Tensor, recipe: str | Recipe, scales: Scales, name: str) -> tuple[Any, ...]:
+    """What a Function takes after its tensors."""
+    recipe = recipes.parse(recipe)
+    gemms = (recipe.output.as_strings, recipe.grad_input.as_strings, recipe.grad_weight.as_strings)
+    return gemms, scales, name, backends.select("gemm", a.device.type)
 
 
 def check_operands(a: torch.Tensor, b: torch.Tensor) -> None:
     """ValueError unless a [..., M, K] and b [..., K, N] fit and share a floating-point dtype and a device."""
     if a.ndim < 2 or b.ndim < 2 or a.shape[-1] != b.shape[-2]:
         raise ValueError(f"matmul takes a [..., M, K] and b [..., K, N], got a {list(a.shape)} and b {list(b.shape)}")
+    _check_alike(a, b)
+
+
+def _check_alike(a: torch.Tensor, b: torch.Tensor) -> None:
     if not a.is_floating_point() or a.dtype != b.dtype or a.device != b.device:
         raise ValueError(
             f"a and b must share a floating-point dtype and a device, got {a.dtype} on {a.device} and {b.dtype} on "
@@ -177,7 +231,6 @@ def linear(
             f"linear takes input [..., I] and weight [O, I], got input {list(input.shape)} and weight "
             f"{list(weight.shape)}"
         )
-    tokens = input.reshape(-1, input.shape[-1])
-    output = matmul(tokens, weight.mT, recipe=recipe, scales=scales, name=name)
-    output = output.reshape(*input.shape[:-1], weight.shape[0])
+    _check_alike(input, weight)
+    output: torch.Tensor = _Linear.apply(input, weight, *_resolved(input, recipe, scales, name))  # type: ignore[no-untyped-call]
     return output if bias is None else output + bias.to(output.dtype)

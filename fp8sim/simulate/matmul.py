@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -80,7 +81,8 @@ def gemm(
     """scale * sum_k q_a(a)[m, k] * q_b(b)[k, n].
 
     Products and sums are float32 (float64 for float64 operands); the factor multiplies the finished sum, and the
-    result is rounded once to `dtype`.
+    result is rounded once to `dtype`. BLAS is given a factor that is a power of two, for which it needs no pass: the
+    same bits, as long as neither the sum nor an operand times the factor is subnormal or overflows.
 
     Args:
         a: [..., M, K]. b: [..., K, N]; leading dimensions broadcast.
@@ -97,10 +99,8 @@ def gemm(
     Raises:
         ValueError: an accumulation by BLAS after `set_deterministic(True)`; operands that the plan cannot multiply.
     """
-    add = {"float32.sequential": _in_sequence, "native": _by_blas, "float32": _by_blas}.get(accumulate, _by_plan)
-    used, result = add(a, b, quantizers, accumulate)
-    if scale != 1.0:
-        result.mul_(scale)
+    add = _ADDERS.get(accumulate, _by_plan)
+    used, result = add(a, b, quantizers, accumulate, scale)
     result = result.to(dtype or a.dtype)
     for observer in _observers:
         observer(GemmEvent(layer, name, (a, b), used, quantizers, scale, result))
@@ -111,27 +111,52 @@ _Pair = tuple[torch.Tensor, torch.Tensor]
 _Quantizers = tuple[Quantizer | None, Quantizer | None]
 
 
-def _by_blas(a: torch.Tensor, b: torch.Tensor, quantizers: _Quantizers, accumulate: str) -> tuple[_Pair, torch.Tensor]:
+def _by_blas(
+    a: torch.Tensor, b: torch.Tensor, quantizers: _Quantizers, accumulate: str, scale: float
+) -> tuple[_Pair, torch.Tensor]:
     refuse_blas(accumulate)
-    used = (_quantized(a, quantizers[0]), _quantized(b.mT, quantizers[1]).mT)
-    return used, torch.matmul(*_widened(used))
+    used = _used(a, b, quantizers)
+    left, right = _widened(used)
+    if left.ndim == right.ndim == 2 and _is_power_of_two(scale):
+        return used, torch.addmm(left.new_empty(()), left, right, beta=0, alpha=scale)
+    return used, _scaled(torch.matmul(left, right), scale)
 
 
 def _in_sequence(
-    a: torch.Tensor, b: torch.Tensor, quantizers: _Quantizers, accumulate: str
+    a: torch.Tensor, b: torch.Tensor, quantizers: _Quantizers, accumulate: str, scale: float
 ) -> tuple[_Pair, torch.Tensor]:
-    used = (_quantized(a, quantizers[0]), _quantized(b.mT, quantizers[1]).mT)
-    return used, _sequential(*_widened(used))
+    used = _used(a, b, quantizers)
+    return used, _scaled(_sequential(*_widened(used)), scale)
 
 
-def _by_plan(a: torch.Tensor, b: torch.Tensor, quantizers: _Quantizers, accumulate: str) -> tuple[_Pair, torch.Tensor]:
+def _by_plan(
+    a: torch.Tensor, b: torch.Tensor, quantizers: _Quantizers, accumulate: str, scale: float
+) -> tuple[_Pair, torch.Tensor]:
     """Codes and factors as the quantizers make them, added as the plan `accumulate` says."""
     left = a if quantizers[0] is None else quantizers[0].quantize(a)
     right = b if quantizers[1] is None else quantizers[1].quantize(b.mT)
     result: torch.Tensor = tensor_core.matmul(left, right, plan=accumulate)
     used_a = a if quantizers[0] is None else left.dequantize()
     used_b = b if quantizers[1] is None else right.dequantize().mT
-    return (used_a, used_b), result
+    return (used_a, used_b), _scaled(result, scale)
+
+
+_ADDERS = {"native": _by_blas, "float32": _by_blas, "float32.sequential": _in_sequence}
+
+
+def _is_power_of_two(scale: float) -> bool:
+    """Whether scale is 2^e with an e that float32 is far from the ends of, and not 0."""
+    mantissa, exponent = math.frexp(scale)
+    return mantissa == 0.5 and scale != 1.0 and abs(exponent) <= 64
+
+
+def _scaled(total: torch.Tensor, scale: float) -> torch.Tensor:
+    return total if scale == 1.0 else total.mul_(scale)
+
+
+def _used(a: torch.Tensor, b: torch.Tensor, quantizers: _Quantizers) -> _Pair:
+    left = a if quantizers[0] is None else _quantized(a, quantizers[0])
+    return left, b if quantizers[1] is None else _quantized(b.mT, quantizers[1]).mT
 
 
 def _widened(used: _Pair) -> _Pair:
@@ -139,13 +164,11 @@ def _widened(used: _Pair) -> _Pair:
     return used[0].to(wide), used[1].to(wide)
 
 
-def _quantized(x: torch.Tensor, quantizer: Quantizer | None) -> torch.Tensor:
+def _quantized(x: torch.Tensor, quantizer: Quantizer) -> torch.Tensor:
     """x [..., R, K] on the quantizer's grid; blocks of scale factors have their columns along K.
 
     Without scale factors a transposed view is quantized as it lies in memory, which saves a copy.
     """
-    if quantizer is None:
-        return x
     if quantizer.scale is None and not x.is_contiguous() and x.mT.is_contiguous():
         return quantizer(x.mT).mT
     return quantizer(x)
