@@ -34,6 +34,7 @@ bench: $(INSTALLED)
 	$(RUN) -m benchmarks.mma
 	$(RUN) -m benchmarks.scaling
 	$(RUN) -m benchmarks.optim
+	$(RUN) -m benchmarks.layers
 
 # A second build of the package, in build/sanitize, in front of the installed one. -P keeps the sources out of its way.
 SANITIZERS      := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -O1 -g1

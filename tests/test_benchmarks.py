@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import cases, mma, optim, peers, run, scaling, timing
+from benchmarks import cases, layers, mma, optim, peers, run, scaling, timing
 from benchmarks.cases import REGISTRY, Policy
 from fp8sim import _core
 
@@ -151,3 +151,16 @@ def test_a_step_in_merged_groups_is_checked_before_it_is_timed(monkeypatch: pyte
     assert row["wrong"] == "merged groups do not step as single groups do"
     assert "microseconds" not in row
     assert "WRONG, not timed" in optim.lines(row)[0]
+
+
+def test_a_layer_is_checked_before_it_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(layers.AT_MOST, "u-muP", {16: 0.0})
+    row = layers.measure(16, samples=1)
+    assert (list(row["ratios"]), row["ratios"]["plain torch"]) == (["plain torch", "u-muP", "u-muP in FP8"], 1.0)
+    assert json.loads(json.dumps(row))["misses"] == ["u-muP"]
+    assert "(<= 0.0 MISSED)" in "\n".join(layers.lines(row))
+    monkeypatch.setattr(layers.PlainLayer, "rotate", lambda self, x: x)
+    row = layers.measure(16, samples=1)
+    assert "Tensor-likes are not close" in row["wrong"]
+    assert "microseconds" not in row
+    assert "WRONG, not timed" in layers.lines(row)[0]

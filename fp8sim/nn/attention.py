@@ -165,8 +165,9 @@ class Attention(torch.nn.Module):
 
     def _heads_of(self, x: torch.Tensor, first: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Queries [B, H, L, D], keys and values [B, G, L, D]."""
-        all_heads = self.qkv(x).unflatten(-1, (-1, self.head_width)).transpose(1, 2)
-        turned, value = all_heads.split((self.heads + self.groups, self.groups), 1)
+        all_heads = self.qkv(x).unflatten(-1, (-1, self.head_width))
+        # Split before transposing: the gradient is then put together as it lies in the linear layer's output.
+        turned, value = (part.transpose(1, 2) for part in all_heads.split((self.heads + self.groups, self.groups), 2))
         if self.query_norm is not None and self.key_norm is not None:
             query, key = turned.split((self.heads, self.groups), 1)
             turned = torch.cat((self.query_norm(query), self.key_norm(key)), 1)

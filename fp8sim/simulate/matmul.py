@@ -101,7 +101,9 @@ def gemm(
     """
     add = _ADDERS.get(accumulate, _by_plan)
     used, result = add(a, b, quantizers, accumulate, scale)
-    result = result.to(dtype or a.dtype)
+    dtype = dtype or a.dtype
+    if result.dtype != dtype:
+        result = result.to(dtype)
     for observer in _observers:
         observer(GemmEvent(layer, name, (a, b), used, quantizers, scale, result))
     return result
@@ -161,6 +163,8 @@ def _used(a: torch.Tensor, b: torch.Tensor, quantizers: _Quantizers) -> _Pair:
 
 def _widened(used: _Pair) -> _Pair:
     wide = torch.float64 if used[0].dtype == torch.float64 else torch.float32
+    if used[0].dtype == used[1].dtype == wide:
+        return used
     return used[0].to(wide), used[1].to(wide)
 
 

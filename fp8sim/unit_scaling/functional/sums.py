@@ -107,7 +107,10 @@ class _Join(torch.autograd.Function):
 
 
 def _weighted(a: torch.Tensor, a_coefficient: float, b: torch.Tensor, b_coefficient: float) -> torch.Tensor:
-    """a_coefficient * a + b_coefficient * b. Not by add's alpha, which torch rounds to the dtype."""
+    """a_coefficient * a + b_coefficient * b."""
+    if a.dtype == b.dtype in (torch.float32, torch.float64):
+        return torch.add(b * b_coefficient, a, alpha=a_coefficient)
+    # Add's alpha would be rounded to the dtype.
     return torch.addcmul(b * b_coefficient, a, a.new_ones(()), value=a_coefficient)
 
 

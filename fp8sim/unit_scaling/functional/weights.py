@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
+from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from fp8sim.recipes import Recipe
 from fp8sim.simulate.scale import scale_bwd
 from fp8sim.unit_scaling import rules
-from fp8sim.unit_scaling.functional.common import UNIT_SCALED, count_tokens, is_unit_scaled
+from fp8sim.unit_scaling.functional.common import UNIT_SCALED, apply, count_tokens, is_unit_scaled
 
 
 def embedding(
@@ -98,7 +100,37 @@ def rms_norm(
     default, the distance from 1 to the dtype's next number.
     """
     weight = _gain(weight, input, normalized_shape, recipe, batch_tokens)
-    return F.rms_norm(input, list(normalized_shape), weight, eps)
+    shape = tuple(normalized_shape)
+    fits = input.shape[-len(shape) :] == shape and (
+        weight is None or (weight.shape, weight.dtype) == (shape, input.dtype)
+    )
+    if eps is None or not fits or not shape or input.dtype not in (torch.float32, torch.float64):
+        return F.rms_norm(input, list(shape), weight, eps)
+    normal = apply(_RmsNorm, input, len(shape), eps)
+    return normal if weight is None else normal * weight
+
+
+class _RmsNorm(torch.autograd.Function):
+    """r * x with r = (mean(x^2) + eps)^-1/2 over the last `dimensions`: torch's, in half of its passes.
+
+    With n elements, dL/dx = r * (g - x * r^2 * sum(g * x) / n) for the gradient g of the output.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, dimensions: int, eps: float) -> torch.Tensor:
+        axes = tuple(range(-dimensions, 0))
+        ctx.axes, ctx.count = axes, max(1, prod(x.shape[-dimensions:]))
+        norm = torch.linalg.vector_norm(x, dim=axes, keepdim=True)
+        inverse = (norm.square() / ctx.count + eps).rsqrt()
+        ctx.save_for_backward(x, inverse)
+        return x * inverse
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        x, inverse = ctx.saved_tensors
+        along = (grad * x).sum(ctx.axes, keepdim=True) * inverse.square() / -ctx.count
+        return torch.addcmul(grad, x, along).mul_(inverse), None, None
 
 
 def _gain(
