@@ -164,6 +164,47 @@ def test_embedding(sparse: bool) -> None:
         torch.testing.assert_close(mine.to_dense(), its)
 
 
+@pytest.mark.parametrize("shape", [(7,), (3, 7), (1,)])
+@pytest.mark.parametrize("eps", [1e-5, 3.0, 0.0, None])
+@pytest.mark.parametrize("has_gain", [False, True])
+def test_rms_norm(shape: tuple[int, ...], eps: float | None, has_gain: bool) -> None:
+    x, gains = normal(5, *shape), [normal(*shape, seed=1)] if has_gain else []
+
+    def ours(x: torch.Tensor, *gains: torch.Tensor) -> torch.Tensor:
+        return functional.rms_norm(x, shape, *gains, eps=eps)
+
+    def definition(x: torch.Tensor, *gains: torch.Tensor) -> torch.Tensor:
+        return F.rms_norm(x, shape, *(scale_bwd(gain, rules.norm_weight(5)) for gain in gains), eps=eps)
+
+    assert_same(ours, definition, x, *gains)
+    assert_same(lambda x, *gains: ours(x.mT, *gains), lambda x, *gains: definition(x.mT, *gains), x.mT, *gains)
+    narrow = [t.detach().bfloat16() for t in (x, *gains)]
+    assert torch.equal(ours(*narrow), F.rms_norm(narrow[0], shape, *narrow[1:], eps=eps))
+
+
+def test_rms_norm_of_zeros_and_of_shapes_that_do_not_fit() -> None:
+    assert_same(lambda x: functional.rms_norm(0 * x, (7,)), lambda x: F.rms_norm(0 * x, (7,), eps=1e-5), normal(2, 7))
+    for shape in ((6,), (2, 7), ()):
+        with pytest.raises(RuntimeError, match="normalized_shape"):
+            functional.rms_norm(torch.ones(3, 7), shape)
+    with pytest.raises(RuntimeError, match="weight"):
+        functional.rms_norm(torch.ones(3, 7), (7,), torch.ones(6))
+
+
+def test_rms_norm_in_float32_is_as_exact_as_torchs() -> None:
+    x = normal(64, 1000, dtype=torch.float32)
+
+    def worst(function: Function) -> list[float]:
+        exact = results(lambda x: F.rms_norm(x, (1000,), eps=1e-5), x.double())
+        return [
+            float((mine - its).abs().max() / its.abs().max())
+            for mine, its in zip(results(function, x), exact, strict=True)
+        ]
+
+    assert max(worst(lambda x: functional.rms_norm(x, (1000,)))) < 2.5e-7
+    assert max(worst(lambda x: F.rms_norm(x, (1000,), eps=1e-5))) < 2.5e-7
+
+
 @pytest.mark.parametrize("convention", ["ratio", "share"])
 def test_residual_delays_the_branch_coefficients_to_the_ends_of_the_branch(convention: str) -> None:
     tau = 0.5

@@ -10,8 +10,9 @@ import fp8sim
 from fp8sim import mma, recipes
 from fp8sim.analysis.arithmetic import independent_cast
 from fp8sim.analysis.kernels import exact_sum_operands
+from fp8sim.ops import matmul as ops
 from fp8sim.ops.matmul import Scales, linear, matmul
-from fp8sim.recipes import GEMM_OPERANDS, RECIPES, Recipe
+from fp8sim.recipes import GEMM_OPERANDS, RECIPES, GemmStrings, Recipe
 from fp8sim.simulate import matmul as simulate
 from fp8sim.simulate.matmul import GemmEvent, observe
 
@@ -80,6 +81,55 @@ def test_a_deterministic_run_refuses_blas() -> None:
             simulate.gemm(a, b)
     finally:
         fp8sim.set_deterministic(False)
+
+
+@pytest.mark.parametrize("scale", [2.0**-5, 2.0**64, 2.0**65, 2.0**-200, 1 / 3, 1.0, 0.0, -0.5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_factor_multiplies_the_finished_sum(scale: float, dtype: torch.dtype) -> None:
+    """Bit for bit, whether BLAS applies it or a pass over the sums."""
+    a, b = normal(33, 65).detach().to(dtype), normal(29, 65, seed=1).detach().to(dtype).mT
+    assert torch.equal(simulate.gemm(a, b, scale=scale), a @ b * scale)
+    a, b = (x.to(dtype) for x in exact_sum_operands(33, 29, 65, torch.Generator().manual_seed(0)))
+    assert torch.equal(simulate.gemm(a, b, scale=scale), (a.double() @ b.double()).to(dtype) * scale)
+
+
+@pytest.mark.parametrize("scale", [0.5, 0.3])
+@pytest.mark.parametrize("dtype", ["", "bfloat16"])
+def test_torchs_products_have_the_bits_of_the_registered_operation(scale: float, dtype: str) -> None:
+    gemm, a, b = GemmStrings("", "", "native", dtype), normal(6, 8).detach(), normal(5, 8, seed=1).detach().mT
+    given: list[GemmEvent] = []
+    registered = torch.ops.fp8sim.gemm.default
+    with observe(given.append):
+        direct = ops._gemm("output", a, b, gemm, scale, "up", "simulate")
+        named = (getattr(torch, dtype or "float32"), scale, "up", "output", "simulate")
+        assert torch.equal(direct, registered(a, b, "", "", "native", *named))
+    assert torch.equal(direct, ops._gemm("output", a, b, gemm, scale, "up", "simulate"))
+    assert [(e.layer, e.gemm, e.scale, e.quantizers) for e in given] == [("up", "output", scale, (None, None))] * 2
+    assert all(torch.equal(e.result, direct) and torch.equal(e.used[0], a) for e in given)
+
+
+def test_a_linear_layer_takes_tokens_of_any_strides_and_its_result_may_be_changed_in_place() -> None:
+    x, w = normal(4, 3, 2, 8), normal(5, 8, seed=1)
+    moved = linear(x.transpose(0, 2), w)
+    moved.mul_(2.0)
+    moved.sum().backward()
+    found = [moved.detach(), x.grad, w.grad]
+    x.grad = w.grad = None
+    expected = torch.nn.functional.linear(x.transpose(0, 2), w) * 2.0
+    expected.sum().backward()
+    for ours, theirs in zip(found, (expected.detach(), x.grad, w.grad), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_frozen_operands_get_no_gradient_and_need_no_gemm() -> None:
+    x, w = normal(3, 6, 8), normal(5, 8, seed=1)
+    events: list[GemmEvent] = []
+    with observe(events.append):
+        linear(x, w.detach()).sum().backward()
+        linear(x.detach(), w).sum().backward()
+    assert [e.gemm for e in events] == ["output", "grad_input", "output", "grad_weight"]
+    assert x.grad is not None
+    assert x.grad.shape == x.shape
 
 
 @pytest.mark.parametrize(("shape_a", "shape_b"), [((3, 4), (4, 5)), ((2, 3, 4), (4, 5)), ((1, 3, 4), (6, 4, 5))])

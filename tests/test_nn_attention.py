@@ -5,9 +5,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
-from fp8sim.nn import Attention, KeyValueCache
+from fp8sim.nn import Attention, KeyValueCache, rotary
 from fp8sim.nn.rotary import rotate
 from fp8sim.unit_scaling import rules
 
@@ -56,6 +57,26 @@ def test_rotary_positions_keep_the_dtype_and_are_computed_in_float32() -> None:
     half = rotate(x.bfloat16(), 10000.0)
     assert half.dtype == torch.bfloat16
     assert torch.equal(half, rotate(x.bfloat16().float(), 10000.0).bfloat16())
+
+
+def test_what_rotary_positions_keep_serves_every_later_call() -> None:
+    """Whether the first call was in inference mode, of fake tensors, or compiled."""
+    x, kept_table = normal(6, 8), rotary._kept_table
+    expected = by_complex_numbers(x, 50.0, 0)
+    kept_table.cache_clear()
+    with FakeTensorMode() as mode:
+        rotate(mode.from_tensor(x), 50.0)
+    compiled = torch.compile(lambda x: rotate(x, 50.0), fullgraph=True, backend="eager")(x)
+    assert kept_table.cache_info().currsize == 0
+    with torch.inference_mode():
+        rotate(x, 50.0)
+    leaf = x.clone().requires_grad_()
+    rotated = rotate(leaf, 50.0)
+    rotated.backward(rotated.detach())
+    assert kept_table.cache_info().hits == 1
+    torch.testing.assert_close(rotated.detach(), expected, **EXACT)
+    torch.testing.assert_close(leaf.grad, x, **EXACT)  # a rotation, undone
+    assert torch.equal(compiled, rotated)
 
 
 def heads_of(module: Attention, x: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -101,13 +101,17 @@ def rms_norm(
     """
     weight = _gain(weight, input, normalized_shape, recipe, batch_tokens)
     shape = tuple(normalized_shape)
-    fits = input.shape[-len(shape) :] == shape and (
-        weight is None or (weight.shape, weight.dtype) == (shape, input.dtype)
-    )
-    if eps is None or not fits or not shape or input.dtype not in (torch.float32, torch.float64):
+    if eps is None or not _are_wide(input, weight, shape):
         return F.rms_norm(input, list(shape), weight, eps)
     normal = apply(_RmsNorm, input, len(shape), eps)
     return normal if weight is None else normal * weight
+
+
+def _are_wide(input: torch.Tensor, weight: torch.Tensor | None, shape: tuple[int, ...]) -> bool:
+    """Whether input [..., *shape] and weight [*shape] fit, and are of one dtype in which norms are computed."""
+    if not shape or input.shape[-len(shape) :] != shape or input.dtype not in (torch.float32, torch.float64):
+        return False
+    return weight is None or (weight.shape == shape and weight.dtype == input.dtype)
 
 
 class _RmsNorm(torch.autograd.Function):
