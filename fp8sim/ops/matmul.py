@@ -137,7 +137,9 @@ class _Linear(torch.autograd.Function):
         ctx.save_for_backward(tokens, weight)
         ctx.shape, ctx.gemms, ctx.scales, ctx.layer, ctx.backend = input.shape, gemms, scales, layer, backend
         output = _gemm("output", tokens, weight.mT, gemms[0], scales[0], layer, backend)
-        return torch.ops.aten._unsafe_view(output, (*input.shape[:-1], weight.shape[0]))
+        # Not .view(): autograd forbids to change a Function's views in place.
+        result: torch.Tensor = torch.ops.aten._unsafe_view.default(output, (*input.shape[:-1], weight.shape[0]))
+        return result
 
     @staticmethod
     @once_differentiable

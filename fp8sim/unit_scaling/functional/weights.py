@@ -125,7 +125,7 @@ class _RmsNorm(torch.autograd.Function):
         axes = tuple(range(-dimensions, 0))
         ctx.axes, ctx.count = axes, max(1, prod(x.shape[-dimensions:]))
         norm = torch.linalg.vector_norm(x, dim=axes, keepdim=True)
-        inverse = (norm.square() / ctx.count + eps).rsqrt()
+        inverse: torch.Tensor = (norm.square() / ctx.count + eps).rsqrt()
         ctx.save_for_backward(x, inverse)
         return x * inverse
 
