@@ -25,8 +25,7 @@ from fp8sim import _core, casting, mma, recipes
 from fp8sim.mma import MmaModel
 from fp8sim.recipes import Recipe
 from fp8sim.training import loop, text
-from fp8sim.training.model import STANDARD_SIZE
-from fp8sim.training.scaling_check import build_model
+from fp8sim.training.model import build_model
 
 Array = np.ndarray[Any, Any]
 
@@ -152,13 +151,13 @@ def thread_gain(samples: int) -> dict[str, Any]:
 
 def training_step(samples: int) -> dict[str, Any]:
     """A step of the validated model with Hopper's arithmetic in all three GEMMs, over one in float32; two threads."""
-    windows = text.Windows(text.load(), seed=0)
+    sequences = text.Sequences(text.load(), seed=0)
     _core.set_num_threads(2)
     torch.set_num_threads(2)
 
     def steps(recipe: Recipe) -> Callable[[], float]:
-        model = build_model(recipe, windows, 0, STANDARD_SIZE)
-        train = loop.train(model, windows, 10**6, loop.LEARNING_RATES[recipe.parametrization])
+        model = build_model(recipe, len(sequences.text.symbols), 0)
+        train = loop.train(model, sequences, 10**6, loop.LEARNING_RATES[recipe.parametrization])
         return lambda: next(train)
 
     names = {"float32": "unit_scaled", "FP8, float32 sums": "unit_scaled_fp8"}

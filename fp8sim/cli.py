@@ -42,12 +42,12 @@ def _commands(show_version: Annotated[bool, _VERSION] = False) -> None:
 @app.command("validate")
 def validate_command(
     text: Annotated[Path | None, typer.Option(help="UTF-8 text to train on (default: Python's help topics).")] = None,
-    recipe: Annotated[list[str] | None, typer.Option(help="Recipe to check; repeat for more (default: five).")] = None,
+    recipe: Annotated[list[str] | None, typer.Option(help="Recipe to check; repeat for more (default: eight).")] = None,
     require: Annotated[list[str] | None, typer.Option(help="Recipe whose FAIL decides the exit code too.")] = None,
     kernel: Annotated[list[str] | None, typer.Option(help="Kernel that must run, such as triton.cast.")] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of weights and batches.")] = 0,
-    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps between the two looks.")] = 50,
-    lr: Annotated[float | None, typer.Option(help="Learning rate of unit-scaled recipes (default: 1).")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps between the two looks.")] = 30,
+    lr: Annotated[float | None, typer.Option(help="Learning rate of unit-scaled recipes (default: theirs).")] = None,
     accumulate: Annotated[
         str | None, typer.Option(help="How quantized operands' products are added, such as sm90.wgmma (default: BLAS).")
     ] = None,

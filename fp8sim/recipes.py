@@ -162,11 +162,14 @@ class Recipe:
         attention = None if self.attention is None else self.attention.changed(change)
         return dataclasses.replace(self, attention=attention, **gemms, **other)
 
+    def keeps(self, role: str) -> bool:
+        """Whether layers of that role stay in high precision. ValueError for no such role."""
+        one_of("role", role, ROLES)
+        return role in self.high_precision or (role in HIDDEN_ROLES and "hidden" in self.high_precision)
+
     def for_role(self, role: str) -> Recipe:
         """This recipe, or its high-precision form if it keeps layers of that role in high precision."""
-        one_of("role", role, ROLES)
-        kept = role in self.high_precision or (role in HIDDEN_ROLES and "hidden" in self.high_precision)
-        if not kept:
+        if not self.keeps(role):
             return self
         if self.high_precision_cast is None:
             return self.without_casts()

@@ -17,19 +17,25 @@ import numpy as np
 import torch
 
 from fp8sim import _core, recipes
-from fp8sim.analysis import arithmetic, definitions, kernels, page, unit_scale
+from fp8sim.analysis import arithmetic, definitions, first_step, kernels, page, unit_scale
 from fp8sim.analysis.arithmetic import Row
 from fp8sim.analysis.kernels import CAST_ELEMENTS
 from fp8sim.analysis.verdicts import Verdict
 from fp8sim.compare import NOTHING, Comparison
+from fp8sim.nn import TransformerDecoder
 from fp8sim.recipes import Recipe
 from fp8sim.training import loop, text
-from fp8sim.training.model import STANDARD_SIZE, CharacterMlp, ModelSize
+from fp8sim.training.model import STANDARD_SIZE, ModelSize
 from fp8sim.training.scaling_check import RecipeResult, check_recipe
-from fp8sim.training.text import Text, Windows
+from fp8sim.training.text import Sequences, Text
 
-DEFAULT_RECIPES = ("bf16", "fp16", "fp8_naive", "fp8_loss_scaled", "unit_scaled_fp8")
-SCHEMA = 1
+DEFAULT_RECIPES = (
+    *("bf16", "fp16", "fp8_naive", "fp8_loss_scaled", "mup_fp8"),
+    *("unit_scaled_fp8", "u_mup_fp8", "munit_scaled_fp8"),
+)
+"""The table of a run that names none: recipes with ordinary graphs, then those with the factors of unit scaling."""
+
+SCHEMA = 2
 """Version of the structure of validation.json."""
 
 
@@ -41,12 +47,13 @@ class Options:
         text: a UTF-8 file; None is Python's help topics.
         recipes: names; `require`: names that decide the exit code too, whatever their recipe expects.
         seed: of weights and batches. steps: optimizer steps between the looks.
-        learning_rate: eta of unit-scaled recipes; None is 1.
+        learning_rate: eta of unit-scaled recipes; None is that of `loop.LEARNING_RATES`.
         accumulate: how products of quantized operands are added, as `GemmRecipe.accumulate`; None is as each recipe
             says.
         required_kernels: names of kernels ("triton.cast") that must run.
         out: folder of validation.json and report.html.
-        size: of the model. cast_elements: how many numbers each cast is compared on.
+        size: of the model. length, batch: characters per sequence, and sequences per step.
+        cast_elements: how many numbers each cast is compared on.
 
     Raises:
         ValueError: a learning rate that is not positive and finite.
@@ -56,12 +63,14 @@ class Options:
     recipes: tuple[str, ...] = DEFAULT_RECIPES
     require: tuple[str, ...] = ()
     seed: int = 0
-    steps: int = 50
+    steps: int = 30
     learning_rate: float | None = None
     accumulate: str | None = None
     required_kernels: tuple[str, ...] = ()
     out: Path = Path()
     size: ModelSize = STANDARD_SIZE
+    length: int = 128
+    batch: int = 8
     cast_elements: int = CAST_ELEMENTS
 
     def __post_init__(self) -> None:
@@ -83,7 +92,7 @@ class Validation:
 
     options: Options
     text: Text
-    windows: Windows
+    sequences: Sequences
     results: list[RecipeResult] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
     seconds: float = 0.0
@@ -121,13 +130,13 @@ class Validation:
         }
 
     def _run(self) -> dict[str, Any]:
-        size, windows = self.options.size, self.windows
+        sequences = self.sequences
         return {
             "seed": self.options.seed,
             "steps": self.options.steps,
-            "model": {**vars(size), "symbols": len(self.text.symbols)},
-            "window": windows.window,
-            "batch": windows.batch,
+            "model": {**vars(self.options.size), "symbols": len(self.text.symbols)},
+            "length": sequences.length,
+            "batch": sequences.batch,
             "optimizer": {"name": "AdamW", "betas": list(loop.BETAS), "weight_decay": 0.0, "warm_up": 0},
             "accumulation": self.options.accumulate or "float32 (BLAS)",
         }
@@ -157,7 +166,8 @@ def run(options: Options, advance: Callable[[str], None] = lambda what: None) ->
     _check_kernel_names(options.required_kernels)
     _make_folder(options.out)
     content = text.load(options.text)
-    validation = Validation(options, content, Windows(content, seed=options.seed))
+    sequences = Sequences(content, options.length, options.batch, options.seed)
+    validation = Validation(options, content, sequences)
     linears = NOTHING
     for recipe in chosen:
         result, checked = _run_recipe(recipe, validation, advance)
@@ -188,14 +198,15 @@ def _run_recipe(
     """One recipe's figures, and the check of its GEMMs at step 0."""
     options, checked = validation.options, NOTHING
 
-    def first_look(model: CharacterMlp, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+    def first_look(model: TransformerDecoder, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
         nonlocal checked
         advance(f"{recipe.name}: arithmetic")
-        checked = arithmetic.check_linears(model, recipe, lambda: loop.backward(model, batch))
+        tokens = validation.sequences.tokens
+        checked = first_step.check_first_step(model, recipe, tokens, lambda: loop.backward(model, batch))
 
     result = check_recipe(
         recipe,
-        validation.windows,
+        validation.sequences,
         seed=options.seed,
         steps=options.steps,
         learning_rate=options.learning_rate if recipe.is_unit_scaled else None,
@@ -207,7 +218,7 @@ def _run_recipe(
 
 
 def _operation_rows(options: Options, linears: Comparison) -> list[Row]:
-    layers = 2 * options.size.blocks + 2
+    layers = 4 * options.size.blocks + 1
     factors = unit_scale.check_unit_scale(options.seed) + definitions.check_definitions(options.seed)
     unit_scaled = f"unit-scaled ops ({unit_scale.OPERATIONS})"
     return [

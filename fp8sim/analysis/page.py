@@ -18,13 +18,13 @@ from fp8sim.recipes import GEMM_OPERANDS
 
 
 def html(data: Mapping[str, Any]) -> str:
-    """The page that shows `data`, the content of validation.json (schema 1).
+    """The page that shows `data`, the content of validation.json (schema 2).
 
     It loads nothing: style and drawings are inside, and there is no script. Text from outside (names of files, layers
     and recipes, reasons) is escaped. Figures that are None are shown as a dash, with their reason where there is one.
 
     Raises:
-        KeyError, jinja2.UndefinedError: `data` lacks something that schema 1 has.
+        KeyError, jinja2.UndefinedError: `data` lacks something that schema 2 has.
     """
     sections = [read_section(entry) for entry in data["scaling"]]
     bounds = heatmap.exponent_bounds(sections)

@@ -26,8 +26,8 @@ def _header(data: dict[str, Any]) -> list[str]:
     return [
         f"fp8sim {env['fp8sim']}  torch {torch_version} {env['device']} ({env['threads']} threads, {isa})   "
         f"text: {text['name']}, {text['characters']:,} characters, sha {text['sha256'][:4]}...   seed {run['seed']}",
-        f"model: {model['blocks']} blocks, width {model['width']}, {model['symbols']} symbols, "
-        f"{run['window'] * run['batch']} tokens/step   looked at: step 0 and step {steps}",
+        f"model: transformer of {model['blocks']} blocks, width {model['width']}, {model['heads']} heads, "
+        f"{model['symbols']} symbols, {run['batch']} x {run['length']} tokens/step   looked at: step 0 and step {steps}",
     ]
 
 
@@ -35,13 +35,13 @@ def _scaling_table(data: dict[str, Any]) -> list[str]:
     steps = data["run"]["steps"]
     lines = [
         "1  Does the scaling rule hold?            ideal sqnr: e4m3 31.5 dB, e5m2 25.5 dB",
-        f"   {'recipe':<18} {f'worst operand (step 0 or {steps})':<33} {'sqnr':>8} {'zeroed':>8} {'clipped':>8} "
+        f"   {'recipe':<18} {f'worst operand (step 0 or {steps})':<34} {'sqnr':>8} {'zeroed':>8} {'clipped':>8} "
         f"{'grad cos':>9}  verdict",
     ]
     for entry in data["scaling"]:
         worst, star = entry["worst"], "" if entry["decides"] else " *"
         lines.append(
-            f"   {entry['recipe']['name']:<18} {entry['decisive']['subject']:<33} "
+            f"   {entry['recipe']['name']:<18} {entry['decisive']['subject']:<34} "
             f"{_number(worst['sqnr'], '.1f', ' dB'):>8} "
             f"{_share(worst['zeroed']):>8} {_share(worst['clipped']):>8} {_number(worst['cosine'], '.3f'):>9}  "
             f"{entry['verdict']}{star}"
@@ -77,7 +77,7 @@ def explain_baselines(data: Mapping[str, Any]) -> list[str]:
 
 def _cause(entry: Mapping[str, Any], data: Mapping[str, Any]) -> str:
     """Why a recipe does not hold, from the operand that decides."""
-    finding, tokens = entry["decisive"], data["run"]["window"] * data["run"]["batch"]
+    finding, tokens = entry["decisive"], data["run"]["length"] * data["run"]["batch"]
     operand = finding["subject"].split()[-1]
     if entry["recipe"]["parametrization"] == "standard" and operand == "grad_output":
         return (

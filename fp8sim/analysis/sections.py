@@ -162,6 +162,7 @@ def _read_cast(plain: dict[str, Any], step: int) -> CastLook:
         fields["sqnr"] = -math.inf  # JSON has no infinity: an infinite error was written as null
     exponents = {int(exponent): count for exponent, count in plain["exponents"].items()}
     figures, fmt = CastFigures(**{**fields, "exponents": exponents}), parse(plain["format"])
-    findings = judge_cast(_label(plain["layer"], plain["operand"]), figures, fmt, trained=step > 0)
+    label = _label(plain["layer"], plain["operand"])
+    findings = judge_cast(label, figures, fmt, trained=step > 0, high_precision=plain["high_precision"])
     above = None if figures.sqnr is None else figures.sqnr - plateau(fmt)
     return CastLook(step, figures, list(findings), above)

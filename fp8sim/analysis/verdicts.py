@@ -56,8 +56,17 @@ class Finding:
     reason: str
 
 
-def judge_cast(subject: str, figures: CastFigures, fmt: Format, *, trained: bool) -> Iterator[Finding]:
-    """Findings on one operand cast to `fmt`; `trained` says whether the run had begun."""
+def judge_cast(
+    subject: str, figures: CastFigures, fmt: Format, *, trained: bool, high_precision: bool = False
+) -> Iterator[Finding]:
+    """Findings on one operand cast to `fmt`.
+
+    Args:
+        trained: whether the run had begun.
+        high_precision: whether the recipe keeps the layer in high precision, in `fmt`. Then sqnr and zeroed are not
+            judged: where all elements of a tensor are near one number, as those of a readout's grad_output are at
+            first, sqnr is that number's own rounding error, decibels below the plateau and harmless.
+    """
     if figures.nonfinite:
         reason = f"{figures.nonfinite} of {figures.elements} elements are not finite"
         yield Finding(subject, "finite", float(figures.nonfinite), Verdict.FAIL, -math.inf, reason)
@@ -66,8 +75,10 @@ def judge_cast(subject: str, figures: CastFigures, fmt: Format, *, trained: bool
         return
     assert figures.zeroed is not None
     assert figures.clipped is not None
-    yield _judge_sqnr(subject, figures, fmt)
     yield _judge_clipped(subject, figures.clipped)
+    if high_precision:
+        return
+    yield _judge_sqnr(subject, figures, fmt)
     if not trained:
         margin = 1 - figures.zeroed / ZEROED_PASS
         verdict = Verdict.PASS if margin > 0 else Verdict.WARN

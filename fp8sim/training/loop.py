@@ -8,16 +8,20 @@ import torch
 from torch.amp import GradScaler
 
 from fp8sim.optim import grad_scaler, parameter_groups
-from fp8sim.training.model import CharacterMlp
-from fp8sim.training.text import Windows
+from fp8sim.training.model import Trainable
+from fp8sim.training.text import Sequences
 
-LEARNING_RATES = {"standard": 3e-3, "mup": 3e-3, "unit_scaled": 1.0, "u_mup": 1.0, "munit": 1.0}
-"""Default learning rate of a run, by parametrization."""
+LEARNING_RATES = {"standard": 3e-3, "mup": 0.1, "unit_scaled": 1.0, "u_mup": 1.0, "munit": 0.25}
+"""Default learning rate of a run without warm-up, by parametrization.
+
+muP's is for no base shape: hidden weights get 1 / fan_in of it. Under mu-nit scaling a decoder's attention saturates
+within 20 steps at 1, its gradients all but vanish, and E5M2 loses what is left.
+"""
 
 BETAS = (0.9, 0.95)
 
 
-def backward(model: CharacterMlp, batch: tuple[torch.Tensor, torch.Tensor], scaler: GradScaler | None = None) -> float:
+def backward(model: Trainable, batch: tuple[torch.Tensor, torch.Tensor], scaler: GradScaler | None = None) -> float:
     """Fill the gradients of `model` with those of its loss times the loss scale; returns the loss.
 
     The scale is that of `scaler`; None: the one with which the recipe starts.
@@ -28,14 +32,14 @@ def backward(model: CharacterMlp, batch: tuple[torch.Tensor, torch.Tensor], scal
     return loss.item()
 
 
-def scaler_of(model: CharacterMlp) -> GradScaler:
+def scaler_of(model: Trainable) -> GradScaler:
     """A new scaler by the recipe of `model`, on its device."""
     return grad_scaler(model.recipe, next(model.parameters()).device.type)
 
 
 def train(
-    model: CharacterMlp,
-    windows: Windows,
+    model: Trainable,
+    sequences: Sequences,
     steps: int,
     learning_rate: float,
     *,
@@ -48,11 +52,12 @@ def train(
         scaler: the state of loss scaling, kept up to date; None: a new one.
         on_skipped: called with the number of each step that loss scaling skips, since a gradient is not finite.
     """
+    assert isinstance(model, torch.nn.Module)
     groups = parameter_groups(model, lr=learning_rate, parametrization=model.recipe.parametrization)
     optimizer = torch.optim.AdamW(groups, betas=BETAS, fused=True)
     scaler = scaler or scaler_of(model)
     for step in range(steps):
-        loss = backward(model, windows[step], scaler)
+        loss = backward(model, sequences[step], scaler)
         if scaler.is_enabled() and not _gradients_are_finite(model):
             on_skipped(step)
         scaler.step(optimizer)
@@ -60,11 +65,11 @@ def train(
         yield loss
 
 
-def _gradients_are_finite(model: CharacterMlp) -> bool:
+def _gradients_are_finite(model: Trainable) -> bool:
     return all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)
 
 
-def unscale_gradients(model: CharacterMlp, scaler: GradScaler | None = None) -> None:
+def unscale_gradients(model: Trainable, scaler: GradScaler | None = None) -> None:
     """Divide the gradients by the loss scale of `scaler`; None: by that with which the recipe starts."""
     factor = (scaler or scaler_of(model)).get_scale()
     for parameter in model.parameters():

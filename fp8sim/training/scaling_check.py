@@ -16,20 +16,25 @@ from fp8sim import recipes
 from fp8sim.analysis.figures import CastFigures, GradientFigures, cast_figures, gradient_figures, plateau
 from fp8sim.analysis.verdicts import Finding, Verdict, decisive, judge_cast, judge_gradient
 from fp8sim.formats import Format
+from fp8sim.nn import Linear, TransformerDecoder
 from fp8sim.recipes import GEMM_OPERANDS, Recipe
 from fp8sim.simulate.matmul import GemmEvent, observe
 from fp8sim.training import loop
-from fp8sim.training.model import STANDARD_SIZE, CharacterMlp, ModelSize
-from fp8sim.training.text import Windows
+from fp8sim.training.model import STANDARD_SIZE, ModelSize, build_model, without_casts
+from fp8sim.training.text import Sequences
 
 
 @dataclass(frozen=True)
 class OperandRecord:
-    """One quantized operand of a layer: where it is, its format and what the cast did to it."""
+    """One quantized operand of a layer: where it is, its format and what the cast did to it.
+
+    `high_precision` says whether the recipe keeps the layer in high precision.
+    """
 
     layer: str
     operand: str
     format: Format
+    high_precision: bool
     figures: CastFigures
 
     @property
@@ -54,7 +59,8 @@ class Look:
     def findings(self) -> Iterator[Finding]:
         """Every figure held against its limits."""
         for record in self.operands:
-            yield from judge_cast(record.label, record.figures, record.format, trained=self.step > 0)
+            trained, kept = self.step > 0, record.high_precision
+            yield from judge_cast(record.label, record.figures, record.format, trained=trained, high_precision=kept)
         for name, figures in self.gradients.items():
             yield judge_gradient(f"{name} gradient", figures)
         if not math.isfinite(self.loss):
@@ -83,9 +89,9 @@ class RecipeResult:
     def worst(self) -> dict[str, float | None]:
         """sqnr, zeroed, clipped and cosine, each the worst over all operands or weight classes and both looks.
 
-        The worst sqnr is the one furthest below the plateau of its format.
+        The worst sqnr is the one furthest below the plateau of its format. Layers in high precision do not count.
         """
-        records = [record for look in self.looks for record in look.operands]
+        records = [record for look in self.looks for record in look.operands if not record.high_precision]
         figures = [record.figures for record in records]
         cosines = [g.cosine for look in self.looks for g in look.gradients.values()]
         sqnr = min((r for r in records if r.figures.sqnr is not None), key=OperandRecord.above_plateau, default=None)
@@ -117,7 +123,13 @@ def _worst(pick: Callable[[list[float]], float], values: Iterable[float | None])
 
 def _look_dict(look: Look) -> dict[str, Any]:
     operands = [
-        {"layer": r.layer, "operand": r.operand, "format": str(r.format), **dataclasses.asdict(r.figures)}
+        {
+            "layer": r.layer,
+            "operand": r.operand,
+            "format": str(r.format),
+            "high_precision": r.high_precision,
+            **dataclasses.asdict(r.figures),
+        }
         for r in look.operands
     ]
     gradients = {name: dataclasses.asdict(figures) for name, figures in look.gradients.items()}
@@ -134,20 +146,20 @@ def _plain(value: Any) -> Any:
 
 def check_recipe(
     recipe: str | Recipe,
-    windows: Windows,
+    sequences: Sequences,
     *,
     seed: int = 0,
-    steps: int = 50,
+    steps: int = 30,
     learning_rate: float | None = None,
     size: ModelSize = STANDARD_SIZE,
     on_step: Callable[[], None] = lambda: None,
-    on_first_look: Callable[[CharacterMlp, tuple[torch.Tensor, torch.Tensor]], None] | None = None,
+    on_first_look: Callable[[TransformerDecoder, tuple[torch.Tensor, torch.Tensor]], None] | None = None,
 ) -> RecipeResult:
-    """Train a character model by `recipe` and look at it before the first and after the last step.
+    """Train a decoder by `recipe` and look at it before the first and after the last step.
 
     Args:
         recipe: a recipe or its name.
-        windows: the batches.
+        sequences: the batches.
         seed: of the model's weights.
         steps: optimizer steps between the looks.
         learning_rate: eta; None is the default of the recipe's parametrization.
@@ -159,31 +171,25 @@ def check_recipe(
         ValueError: an unknown recipe, or a learning rate that is not positive.
     """
     recipe = recipes.parse(recipe)
-    model = build_model(recipe, windows, seed, size)
+    model = build_model(recipe, len(sequences.text.symbols), seed, size)
     rate = loop.LEARNING_RATES[recipe.parametrization] if learning_rate is None else learning_rate
     if on_first_look is not None:
-        on_first_look(model, windows[0])
+        on_first_look(model, sequences[0])
     scaler = loop.scaler_of(model)
-    looks, losses = [look(model, windows, 0, scaler)], []
-    for loss in itertools.islice(loop.train(model, windows, steps, rate, scaler=scaler), steps):
+    looks, losses = [look(model, sequences, 0, scaler)], []
+    for loss in itertools.islice(loop.train(model, sequences, steps, rate, scaler=scaler), steps):
         losses.append(loss)
         on_step()
-    return RecipeResult(recipe, rate, losses, [*looks, look(model, windows, steps, scaler)])
+    return RecipeResult(recipe, rate, losses, [*looks, look(model, sequences, steps, scaler)])
 
 
-def build_model(recipe: Recipe, windows: Windows, seed: int, size: ModelSize) -> CharacterMlp:
-    """The untrained model of a run; the same seed draws the same numbers for every recipe of a parametrization."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return CharacterMlp(len(windows.text.symbols), recipe, size)
-
-
-def look(model: CharacterMlp, windows: Windows, step: int, scaler: GradScaler | None = None) -> Look:
+def look(model: TransformerDecoder, sequences: Sequences, step: int, scaler: GradScaler | None = None) -> Look:
     """Figures of every quantized operand and every weight gradient of `model` on batch `step`.
 
     The loss scale is that of `scaler`; None: the one with which the recipe starts.
     """
     operands: dict[tuple[str, str, Format], OperandRecord] = {}
+    kept = {m.name for m in model.modules() if isinstance(m, Linear) and model.recipe.keeps(m.role)}
 
     def record(event: GemmEvent) -> None:
         for i, operand in enumerate(GEMM_OPERANDS[event.gemm]):
@@ -192,9 +198,9 @@ def look(model: CharacterMlp, windows: Windows, step: int, scaler: GradScaler | 
                 continue
             figures = cast_figures(event.given[i], event.used[i], quantizer.format)
             key = (event.layer, operand, quantizer.format)
-            operands[key] = OperandRecord(*key, figures)
+            operands[key] = OperandRecord(*key, event.layer in kept, figures)
 
-    batch = windows[step]
+    batch = sequences[step]
     with observe(record):
         loss = loop.backward(model, batch, scaler)
     loop.unscale_gradients(model, scaler)
@@ -203,16 +209,18 @@ def look(model: CharacterMlp, windows: Windows, step: int, scaler: GradScaler | 
     return Look(step, loss, list(operands.values()), gradients)
 
 
-def _compare_gradients(model: CharacterMlp, batch: tuple[torch.Tensor, torch.Tensor]) -> dict[str, GradientFigures]:
+def _compare_gradients(
+    model: TransformerDecoder, batch: tuple[torch.Tensor, torch.Tensor]
+) -> dict[str, GradientFigures]:
     """The model's gradients, by weight class, against those of the same weights and batch with every cast off."""
-    reference = model.with_recipe(model.recipe.without_casts())
+    reference = without_casts(model)
     loop.backward(reference, batch)
     loop.unscale_gradients(reference)
     ours, theirs = _by_class(model), _by_class(reference)
     return {name: gradient_figures(ours[name], theirs[name]) for name in ours}
 
 
-def _by_class(model: CharacterMlp) -> dict[str, torch.Tensor]:
+def _by_class(model: TransformerDecoder) -> dict[str, torch.Tensor]:
     """The gradients of `model`, those of the same layer in different blocks put together."""
     classes: dict[str, list[torch.Tensor]] = {}
     for name, parameter in model.named_parameters():

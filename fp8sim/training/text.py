@@ -61,46 +61,6 @@ def _topics() -> str:
 
 
 @dataclass(frozen=True)
-class Windows:
-    """Batches of contiguous windows of a text, the same for every recipe of a run.
-
-    Attributes:
-        text: where they are cut from.
-        window: characters to predict per window; context: characters before each that the model sees.
-        batch: windows per batch.
-        seed: decides where the windows lie.
-
-    Raises:
-        ValueError: the text is shorter than one window with its context.
-    """
-
-    text: Text
-    window: int = 128
-    context: int = 8
-    batch: int = 8
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        needed = self.window + self.context
-        if len(self.text.tokens) < needed:
-            raise ValueError(f"text {self.text.name}: has {len(self.text.tokens)} characters, needs at least {needed}")
-
-    @property
-    def tokens(self) -> int:
-        """Characters to predict per batch."""
-        return self.window * self.batch
-
-    def __getitem__(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """(contexts [T, C], targets [T]) of step `step`, with T = batch * window and C = context; both int64."""
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-        last = len(self.text.tokens) - self.window
-        starts = torch.randint(self.context, last + 1, (self.batch, 1), generator=generator)
-        positions = (starts + torch.arange(self.window)).reshape(-1, 1)
-        contexts = self.text.tokens[positions + torch.arange(-self.context, 0)]
-        return contexts, self.text.tokens[positions[:, 0]]
-
-
-@dataclass(frozen=True)
 class Sequences:
     """Batches of contiguous sequences of a text for a decoder, the same for every recipe of a run.
 
