@@ -46,7 +46,7 @@ def validate_command(
     require: Annotated[list[str] | None, typer.Option(help="Recipe whose FAIL decides the exit code too.")] = None,
     kernel: Annotated[list[str] | None, typer.Option(help="Kernel that must run, such as triton.cast.")] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of weights and batches.")] = 0,
-    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps between the two looks.")] = 30,
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps between the two looks.")] = 20,
     lr: Annotated[float | None, typer.Option(help="Learning rate of unit-scaled recipes (default: theirs).")] = None,
     accumulate: Annotated[
         str | None, typer.Option(help="How quantized operands' products are added, such as sm90.wgmma (default: BLAS).")

@@ -63,7 +63,7 @@ class Options:
     recipes: tuple[str, ...] = DEFAULT_RECIPES
     require: tuple[str, ...] = ()
     seed: int = 0
-    steps: int = 30
+    steps: int = 20
     learning_rate: float | None = None
     accumulate: str | None = None
     required_kernels: tuple[str, ...] = ()

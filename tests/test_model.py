@@ -1,42 +1,37 @@
-"""The character model: modules, learning rates, text, training, under every recipe."""
+"""The model that is validated: learning rates, text, training, under every recipe."""
 
 from pathlib import Path
 
 import pytest
 import torch
 
-from fp8sim import recipes
-from fp8sim.nn import Linear
+from fp8sim.nn import Linear, TransformerDecoder
 from fp8sim.optim import parameter_groups
-from fp8sim.recipes import RECIPES
+from fp8sim.recipes import GEMM_OPERANDS, RECIPES
 from fp8sim.training import loop, text
-from fp8sim.training.model import CharacterMlp, ModelSize
-from fp8sim.training.text import Sequences, Windows
+from fp8sim.training.model import ModelSize, build_model, without_casts
+from fp8sim.training.text import Sequences
 
-SMALL = ModelSize(context=4, embedding=16, width=32, blocks=2)
+SMALL = ModelSize(width=32, blocks=2, heads=2)
 CONTENT = "the quick brown fox jumps over the lazy dog. " * 40
 
 
-def windows(seed: int = 0) -> Windows:
-    return Windows(text.from_string("fox", CONTENT), window=32, context=4, batch=4, seed=seed)
+def sequences(seed: int = 0) -> Sequences:
+    return Sequences(text.from_string("fox", CONTENT), length=32, batch=4, seed=seed)
 
 
-def model(recipe: str) -> CharacterMlp:
-    torch.manual_seed(0)
-    return CharacterMlp(len(windows().text.symbols), recipe, SMALL)
+def model(recipe: str) -> TransformerDecoder:
+    return build_model(RECIPES[recipe], len(sequences().text.symbols), 0, SMALL)
 
 
 def test_the_learning_rates_of_a_unit_scaled_model() -> None:
-    groups = parameter_groups(model("unit_scaled_fp8"), lr=2.0, parametrization="unit_scaled")
-    rates = {tuple(p.shape): group["lr"] for group in groups for p in group["params"]}
-    symbols = len(windows().text.symbols)
-    assert rates == {
-        (symbols, 16): pytest.approx(2 / 4),
-        (32, 64): pytest.approx(2 / 8),
-        (128, 32): pytest.approx(2 / 32**0.5 / 2**0.5),
-        (32, 128): pytest.approx(2 / 128**0.5 / 2**0.5),
-        (symbols, 32): 2.0,
-    }
+    net = model("unit_scaled_fp8")
+    groups = parameter_groups(net, lr=2.0, parametrization="unit_scaled")
+    rates = {parameter: group["lr"] for group in groups for parameter in group["params"]}
+    wanted = {"embedding": 32**-0.5, "readout": 1.0, "down": 128**-0.5 / 2**0.5}
+    for name, parameter in net.named_parameters():
+        factor = wanted.get(name.split(".")[-2], 32**-0.5 / 2**0.5)
+        assert rates[parameter] == pytest.approx(2 * factor), name
     assert len(groups) == len({group["lr"] for group in groups}), "equal rates share a group"
 
 
@@ -49,7 +44,7 @@ def test_under_the_standard_parametrization_all_rates_are_one_group() -> None:
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_training_lowers_the_loss_and_is_reproducible(recipe: str) -> None:
     rate = loop.LEARNING_RATES[RECIPES[recipe].parametrization]
-    losses = [list(loop.train(model(recipe), windows(), 25, rate)) for _ in range(2)]
+    losses = [list(loop.train(model(recipe), sequences(), 25, rate)) for _ in range(2)]
     assert losses[0] == losses[1]
     # Without a loss scale every FP8 gradient before the last layer is zero here, but the readout still learns.
     assert losses[0][-1] < losses[0][0] - 0.3
@@ -58,7 +53,7 @@ def test_training_lowers_the_loss_and_is_reproducible(recipe: str) -> None:
 def test_the_loss_scale_is_divided_out_of_the_gradients() -> None:
     plain, scaled = model("fp8_naive"), model("fp8_loss_scaled")
     for net in (plain, scaled):
-        loop.backward(net, windows()[0])
+        loop.backward(net, sequences()[0])
         loop.unscale_gradients(net)
     gradients = [net.readout.weight.grad for net in (plain, scaled)]
     assert gradients[0] is not None
@@ -74,33 +69,32 @@ def test_weights_start_at_unit_scale_or_as_torch_draws_them(recipe: str) -> None
     assert std == pytest.approx(1.0 if RECIPES[recipe].is_unit_scaled else (3 * 256) ** -0.5, rel=0.02)
 
 
-def test_with_recipe_keeps_the_weights_and_the_random_state() -> None:
-    net = model("unit_scaled_fp8")
-    state = torch.get_rng_state()
-    other = net.with_recipe(recipes.parse("unit_scaled"))
-    assert torch.equal(state, torch.get_rng_state())
-    for ours, theirs in zip(net.parameters(), other.parameters(), strict=True):
+def test_without_casts_keeps_the_weights_and_the_factors() -> None:
+    net = model("u_mup_fp8")
+    reference = without_casts(net)
+    for ours, theirs in zip(net.parameters(), reference.parameters(), strict=True):
         assert torch.equal(ours, theirs)
         assert ours is not theirs
+    assert all(linear.recipe.output.first is not None for linear in linears(net))
+    assert all(linear.recipe.gemm(gemm).first is None for linear in linears(reference) for gemm in GEMM_OPERANDS)
+    assert {linear.recipe.parametrization for linear in linears(reference)} == {"u_mup"}
+
+
+def linears(net: TransformerDecoder) -> list[Linear]:
+    return [m for m in net.modules() if isinstance(m, Linear)]
+
+
+def test_building_a_model_leaves_the_random_state() -> None:
+    state = torch.get_rng_state()
+    weights = [model("bf16").readout.weight for _ in range(2)]
+    assert torch.equal(state, torch.get_rng_state())
+    assert torch.equal(*weights)
 
 
 def test_layers_are_named_as_reports_name_them() -> None:
-    names = [m.name for m in model("bf16").modules() if isinstance(m, Linear)]
-    assert names == ["projection", "block0.up", "block0.down", "block1.up", "block1.down", "readout"]
-
-
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # raised by torch's own tracer
-@pytest.mark.parametrize("recipe", ["unit_scaled_fp8", "fp8_naive"])
-def test_the_whole_model_compiles_to_one_graph_with_the_same_bits(recipe: str) -> None:
-    net, batch = model(recipe), windows()[0]
-    compiled = torch.compile(net.loss, fullgraph=True, backend="aot_eager")
-    gradients = []
-    for loss in (net.loss(*batch), compiled(*batch)):
-        net.zero_grad()
-        loss.backward()
-        gradients.append([p.grad.clone() for p in net.parameters() if p.grad is not None])
-    for ours, theirs in zip(*gradients, strict=True):
-        assert torch.equal(ours, theirs)
+    block = ["attention.qkv", "attention.out", "mlp.up", "mlp.down"]
+    names = [m.name for m in linears(model("bf16"))]
+    assert names == [*(f"layers.{i}.{name}" for i in range(2) for name in block), "readout"]
 
 
 def test_the_default_text_is_the_help_topics() -> None:
@@ -108,28 +102,6 @@ def test_the_default_text_is_the_help_topics() -> None:
     assert loaded.name == "topics"
     assert len(loaded.tokens) > 300_000
     assert len(loaded.sha256) == 64
-
-
-def test_windows_hold_the_characters_before_their_targets() -> None:
-    batches = windows()
-    contexts, targets = batches[3]
-    assert contexts.shape == (128, 4)
-    symbols = batches.text.symbols
-    characters = [
-        "".join(symbols[i] for i in [*context, target]) for context, target in zip(contexts, targets, strict=True)
-    ]
-    assert all(five in CONTENT for five in characters)
-    assert characters[1][:4] == characters[0][1:], "consecutive targets of a window overlap"
-    assert torch.equal(batches[3][1], targets)
-    assert not torch.equal(batches[4][1], targets)
-    assert not torch.equal(windows(seed=1)[3][1], targets)
-
-
-def test_every_position_of_a_shortest_text_can_be_drawn() -> None:
-    shortest = Windows(text.from_string("ab", "ab" * 8), window=12, context=4, batch=1)
-    contexts, targets = shortest[0]
-    assert contexts.shape == (12, 4)
-    assert targets.shape == (12,)
 
 
 @pytest.mark.parametrize(
@@ -146,11 +118,6 @@ def test_a_text_that_cannot_be_used_says_why(tmp_path: Path, content: bytes, mes
 def test_a_missing_text_says_so(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cannot be read .No such file or directory.; give --text a readable file"):
         text.load(tmp_path / "nothing")
-
-
-def test_a_text_shorter_than_a_window_is_refused() -> None:
-    with pytest.raises(ValueError, match="has 4 characters, needs at least 136"):
-        Windows(text.from_string("short", "abab"))
 
 
 @pytest.mark.parametrize("length", [1, 7, 19])

@@ -13,7 +13,7 @@ from fp8sim.formats import parse
 def operand(layer, name, fmt, x):
     y = x.to(getattr(torch, str(parse(fmt)))).to(x.dtype)
     figures = dataclasses.asdict(cast_figures(x, y, parse(fmt)))
-    return {"layer": layer, "operand": name, "format": str(parse(fmt)), **figures}
+    return {"layer": layer, "operand": name, "format": str(parse(fmt)), "high_precision": False, **figures}
 
 
 def look(step, blocks, scale):
@@ -52,12 +52,12 @@ def row(name="linear", verdict="PASS", compared=1234567, detail=""):
 
 
 def validation(scaling, arithmetic):
-    size = {"context": 8, "embedding": 64, "width": 256, "blocks": 4, "expansion": 4, "symbols": 103}
+    size = {"width": 128, "blocks": 4, "heads": 4, "symbols": 103}
     optimizer = {"name": "AdamW", "betas": [0.9, 0.95], "weight_decay": 0.0, "warm_up": 0}
-    run = {"seed": 7, "steps": 50, "model": size, "window": 128, "batch": 8, "optimizer": optimizer}
+    run = {"seed": 7, "steps": 50, "model": size, "length": 128, "batch": 8, "optimizer": optimizer}
     versions = {"fp8sim": "0.1.0", "torch": "2.13.0+cpu", "numpy": "2.4.6", "python": "3.11.7", "machine": "x86_64"}
     data = {
-        "schema": 1,
+        "schema": 2,
         "exit_code": 0,
         "seconds": 41.4,
         "environment": {**versions, "device": "CPU", "threads": 2, "isa": "AVX-512"},

@@ -14,7 +14,7 @@ import torch
 from fp8sim import mma
 from fp8sim.analysis.arithmetic import independent_cast
 from fp8sim.compare import NOTHING, Comparison, bitwise, within
-from fp8sim.nn import TransformerConfig, TransformerDecoder
+from fp8sim.nn import Linear, TransformerConfig, TransformerDecoder
 from fp8sim.recipes import ACCUMULATIONS, GEMM_OPERANDS, GemmRecipe, Recipe
 from fp8sim.simulate.matmul import GemmEvent, observe
 from fp8sim.training.model import without_casts
@@ -99,7 +99,8 @@ def check_first_step(model: TransformerDecoder, recipe: Recipe, tokens: int, run
         run()
     for name, tensors in seen.items():
         gradient = model.get_parameter(f"{name}.weight").grad
-        tensors["grad_weight"] = torch.zeros(()) if gradient is None else gradient
+        if gradient is not None:
+            tensors["grad_weight"] = gradient
         total += _check_unrounded(f"{recipe.name} {name}", tensors)
     total += _check_events(layers, events)
     for event in events:
@@ -109,13 +110,13 @@ def check_first_step(model: TransformerDecoder, recipe: Recipe, tokens: int, run
 
 
 def _check_layers(model: TransformerDecoder, layers: Mapping[str, Expected]) -> Comparison:
-    """Every matrix of the model but the embedding's is the weight of one expected layer; its reference casts nothing."""
+    """Every matrix but the embedding's is the weight of one expected layer; the gradients' reference casts nothing."""
     found = sorted(name for name, p in model.named_parameters(remove_duplicate=False) if p.ndim > 1)
     wanted = sorted([*(f"{name}.weight" for name in layers), "embedding.weight"])
     if found != wanted or len({id(model.get_parameter(name)) for name in found}) != len(wanted):
         return Comparison(1, 1, f"weights are {found}, expected {wanted}, each its own")
-    reference = without_casts(model)
-    gemms = [m.recipe.gemm(gemm) for m in map(reference.get_submodule, layers) for gemm in GEMM_OPERANDS]
+    linears = [module for module in without_casts(model).modules() if isinstance(module, Linear)]
+    gemms = [linear.recipe.gemm(gemm) for linear in linears for gemm in GEMM_OPERANDS]
     if any(gemm.first or gemm.second for gemm in gemms):
         return Comparison(1, 1, "the reference of gradients casts operands, expected none")
     return NOTHING
@@ -158,7 +159,7 @@ class _Boundaries:
 def _check_unrounded(where: str, seen: Mapping[str, torch.Tensor]) -> Comparison:
     """What a module is given has not been cast before: no 16-bit format holds all of it.
 
-    A tensor that is mostly zero, such as a gradient that underflowed, may be sums of a single product and have few bits.
+    A tensor that is mostly zero, such as a gradient that underflowed, may be sums of one product and have few bits.
     """
     total = NOTHING
     for operand in ("input", "weight", "grad_output"):
@@ -215,6 +216,8 @@ def _check_gemm(event: GemmEvent, layer: Expected, seen: _Tensors, where: str) -
     exact = torch.matmul(expected[0].double(), expected[1].double()) * factor
     bound = _bound(gemm, expected[0], expected[1], factor)
     total += within(f"{where} result", event.result, exact, bound)
+    if event.gemm not in seen:
+        return total + Comparison(1, 1, f"{where}: no {event.gemm} left the module, expected one")
     left = event.result * (layer.multiplier if event.gemm == "output" else 1.0)
     return total + bitwise(f"{where} result as the module returns it", seen[event.gemm].reshape(left.shape), left)
 

@@ -27,7 +27,7 @@ def _header(data: dict[str, Any]) -> list[str]:
         f"fp8sim {env['fp8sim']}  torch {torch_version} {env['device']} ({env['threads']} threads, {isa})   "
         f"text: {text['name']}, {text['characters']:,} characters, sha {text['sha256'][:4]}...   seed {run['seed']}",
         f"model: transformer of {model['blocks']} blocks, width {model['width']}, {model['heads']} heads, "
-        f"{model['symbols']} symbols, {run['batch']} x {run['length']} tokens/step   looked at: step 0 and step {steps}",
+        f"{model['symbols']} symbols, {run['batch']} x {run['length']} tokens/step   looked at: step 0 and {steps}",
     ]
 
 
@@ -84,6 +84,12 @@ def _cause(entry: Mapping[str, Any], data: Mapping[str, Any]) -> str:
             f"gradients of a mean loss over {tokens} tokens lie near or below the smallest number of their format "
             f"(e5m2 {float(parse('e5m2').smallest):.1e}, fp16 {float(parse('fp16').smallest):.1e}); one constant loss "
             f"scale lifts them, unit scaling needs none."
+        )
+    if entry["recipe"]["parametrization"] == "mup" and operand == "grad_output":
+        return (
+            f"muP's readout divides gradients, already those of a mean over {tokens} tokens, by the width "
+            f"({data['run']['model']['width']}): they lie below the smallest number of e5m2 "
+            f"({float(parse('e5m2').smallest):.1e}); u-muP starts them at one."
         )
     if entry["recipe"]["parametrization"] == "standard" and operand == "weight":
         return "weights of standard deviation (3 fan_in)^-1/2 reach e4m3's subnormal numbers; unit-scaled ones do not."

@@ -149,7 +149,7 @@ def check_recipe(
     sequences: Sequences,
     *,
     seed: int = 0,
-    steps: int = 30,
+    steps: int = 20,
     learning_rate: float | None = None,
     size: ModelSize = STANDARD_SIZE,
     on_step: Callable[[], None] = lambda: None,
