@@ -10,7 +10,7 @@ from fractions import Fraction
 from fp8sim.analysis.sections import CastLook, Group, Row, Section
 from fp8sim.formats import Format
 
-WIDTH, LABELS, GAP = 1140, 148, 18
+WIDTH, LABELS, GAP = 1140, 154, 18
 """Of the drawing, of the column of labels, and between panels."""
 ROW, CELL, HEADING, AXIS = 14, 12, 22, 18
 """Heights: of a row, of the cells in it, of a group's heading, and of the axis above and below."""
