@@ -360,9 +360,12 @@ def check(recipe: str, **keywords: Any) -> scaling_check.RecipeResult:
     return scaling_check.check_recipe(recipe, Sequences(text.load(), seed=keywords.get("seed", 0)), **keywords)
 
 
-@pytest.mark.parametrize(("seed", "learning_rate"), [(0, 1.0), (1, 1.0), (2, 0.5), (3, 0.125), pytest.param(0, 0.25)])
-def test_unit_scaled_fp8_holds(seed: int, learning_rate: float) -> None:
-    result = check("unit_scaled_fp8", seed=seed, learning_rate=learning_rate)
+@pytest.mark.parametrize(
+    ("recipe", "seed", "learning_rate"),
+    [("unit_scaled_fp8", 0, 1.0), ("unit_scaled_fp8", 3, 0.125), ("u_mup_fp8", 1, 1.0), ("munit_scaled_fp8", 2, 0.25)],
+)
+def test_unit_scaled_fp8_holds(recipe: str, seed: int, learning_rate: float) -> None:
+    result = check(recipe, seed=seed, learning_rate=learning_rate)
     assert result.verdict is Verdict.PASS, result.decisive
 
 
@@ -381,6 +384,7 @@ def test_unit_scaled_fp8_holds_over_seeds_and_learning_rates(seed: int, learning
         ("fp16", Verdict.WARN, "grad_output"),
         ("fp8_naive", Verdict.FAIL, "grad_output"),
         ("fp8_loss_scaled", Verdict.WARN, "weight"),
+        ("mup_fp8", Verdict.FAIL, "grad_output"),
     ],
 )
 def test_the_other_recipes_fare_as_they_are_known_to(recipe: str, verdict: Verdict, operand: str | None) -> None:
