@@ -42,7 +42,7 @@ def _commands(show_version: Annotated[bool, _VERSION] = False) -> None:
 @app.command("validate")
 def validate_command(
     text: Annotated[Path | None, typer.Option(help="UTF-8 text to train on (default: Python's help topics).")] = None,
-    recipe: Annotated[list[str] | None, typer.Option(help="Recipe to check; repeat for more (default: eight).")] = None,
+    recipe: Annotated[list[str] | None, typer.Option(help="Recipe to check; repeat for more (default: nine).")] = None,
     require: Annotated[list[str] | None, typer.Option(help="Recipe whose FAIL decides the exit code too.")] = None,
     kernel: Annotated[list[str] | None, typer.Option(help="Kernel that must run, such as triton.cast.")] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of weights and batches.")] = 0,

@@ -30,8 +30,15 @@ from fp8sim.training.scaling_check import RecipeResult, check_recipe
 from fp8sim.training.text import Sequences, Text
 
 DEFAULT_RECIPES = (
-    *("bf16", "fp16", "fp8_naive", "fp8_loss_scaled", "mup_fp8"),
-    *("unit_scaled_fp8", "u_mup_fp8", "munit_scaled_fp8"),
+    "bf16",
+    "fp16",
+    "fp16_loss_scaled",
+    "fp8_naive",
+    "fp8_loss_scaled",
+    "mup_fp8",
+    "unit_scaled_fp8",
+    "u_mup_fp8",
+    "munit_scaled_fp8",
 )
 """The table of a run that names none: recipes with ordinary graphs, then those with the factors of unit scaling."""
 
