@@ -1,0 +1,81 @@
+"""What the committed tables have in common: the styles that they compare, where they lie, how they are written."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from fp8sim import recipes
+from fp8sim.recipes import Recipe
+from fp8sim.training.text import Text
+
+RESULTS = Path("docs/results")
+"""Where committed results lie that do not depend on a machine's speed, from the root of a checkout."""
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Style:
+    """A parametrization with its FP8 recipes, and the activation that it was published with."""
+
+    activation: str
+    recipes: tuple[Recipe, ...]
+
+    @property
+    def parametrization(self) -> str:
+        """One of `recipes.PARAMETRIZATIONS`."""
+        return self.recipes[0].parametrization
+
+
+def _all_hidden(name: str) -> Recipe:
+    """The recipe of that name with every hidden layer in FP8, those included that it keeps in BF16."""
+    return dataclasses.replace(recipes.parse(name), name=f"{name}, every hidden layer", high_precision=("readout",))
+
+
+STYLES: Mapping[str, Style] = MappingProxyType(
+    {
+        "u-muP": Style("swiglu", (recipes.parse("u_mup_fp8"), _all_hidden("u_mup_fp8"))),
+        "mu-nit scaling": Style("gelu", (recipes.parse("munit_scaled_fp8"),)),
+    }
+)
+
+
+@contextlib.contextmanager
+def progress(total: int) -> Iterator[Callable[[str], None]]:
+    """A bar on standard error, if that is a terminal; call what it yields before each of `total` parts."""
+    columns = (TextColumn("{task.description:<50}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as bar:
+        task, begun = bar.add_task("", total=total), 0
+
+        def advance(what: str) -> None:
+            nonlocal begun
+            bar.update(task, completed=begun, description=what)
+            begun += 1
+
+        yield advance
+
+
+def save(name: str, content: Text, found: Mapping[str, Any], folder: Path) -> Path:
+    """Write `found` to `folder`/`name`.json, with what it was measured on; returns the path."""
+    about = {
+        "schema": SCHEMA,
+        "text": {"name": content.name, "characters": len(content.tokens), "sha256": content.sha256},
+        "versions": {"fp8sim": version("fp8sim"), "torch": str(torch.__version__)},
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps(about | dict(found), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    return path
