@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 
-from fp8sim.nn import TransformerConfig, TransformerDecoder
 from fp8sim.recipes import Recipe
 from fp8sim.training import loop, tables, text
 from fp8sim.training.tables import STYLES, Style
@@ -39,14 +38,13 @@ class RunSize:
     """A model, its training and its judges.
 
     Attributes:
-        width, blocks, heads: of the decoder.
+        width, blocks: of the decoder.
         length, batch: of sequences. steps: of the optimizer.
         judged: held-out batches that the last loss is the mean of.
     """
 
     width: int = 128
     blocks: int = 4
-    heads: int = 4
     length: int = 128
     batch: int = 8
     steps: int = 200
@@ -71,7 +69,7 @@ def final_loss(
         size: of everything.
         perturbation: each initial weight is multiplied by 1 + perturbation * N(0, 1).
     """
-    model = build(recipe, style, len(content.symbols), seed, size)
+    model = tables.decoder(recipe, style, len(content.symbols), size.width, size.blocks, seed)
     if perturbation:
         perturb(model, perturbation, seed)
     taught, judged = halves(content, seed, size)
@@ -79,14 +77,6 @@ def final_loss(
         pass
     with torch.no_grad():
         return statistics.fmean(model.loss(*judged[i]).item() for i in range(size.judged))
-
-
-def build(recipe: Recipe, style: Style, symbols: int, seed: int, size: RunSize) -> TransformerDecoder:
-    """The untrained model; the same seed draws the same weights whatever is cast."""
-    config = TransformerConfig(symbols, size.width, size.blocks, size.heads, activation=style.activation)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return TransformerDecoder(config, recipe=recipe)
 
 
 @torch.no_grad()
@@ -132,7 +122,9 @@ def summary(losses: list[dict[str, Any]]) -> dict[str, Any]:
     """Mean of each difference, its standard deviation over seeds, and the standard error of the mean; in nats."""
     return {
         style: {
-            label: _spread(differences(losses, style, label)) for label, _, _ in runs_of(STYLES[style]) if label != "fp32"
+            label: _spread(differences(losses, style, label))
+            for label, _, _ in runs_of(STYLES[style])
+            if label != "fp32"
         }
         for style in STYLES
     }
@@ -157,7 +149,10 @@ def main() -> None:
     with tables.progress(total) as advance:
         for seed in range(options.seeds):
             losses.append(losses_of_seed(content, seed, size, advance))
-            run = {**vars(size), "learning_rates": {n: loop.LEARNING_RATES[s.parametrization] for n, s in STYLES.items()}}
+            run = {
+                **vars(size),
+                "learning_rates": {n: loop.LEARNING_RATES[s.parametrization] for n, s in STYLES.items()},
+            }
             found = {"run": run, "losses": losses, "summary": summary(losses)}
             path = tables.save("paired_runs", content, found, options.out)
     print(f"results: {path}")

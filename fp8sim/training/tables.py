@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from fp8sim import recipes
+from fp8sim.nn import TransformerConfig, TransformerDecoder
 from fp8sim.recipes import Recipe
 from fp8sim.training.text import Text
 
@@ -25,6 +26,12 @@ RESULTS = Path("docs/results")
 """Where committed results lie that do not depend on a machine's speed, from the root of a checkout."""
 
 SCHEMA = 1
+
+HEAD_WIDTH = 32
+"""Features of each attention head of the decoders."""
+
+LINE = 160
+"""What is no longer than so many characters, as JSON, stands on one line."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,14 @@ STYLES: Mapping[str, Style] = MappingProxyType(
 )
 
 
+def decoder(recipe: Recipe, style: Style, symbols: int, width: int, blocks: int, seed: int) -> TransformerDecoder:
+    """An untrained model over so many symbols; the same seed draws the same weights, whatever the recipe casts."""
+    config = TransformerConfig(symbols, width, blocks, width // HEAD_WIDTH, activation=style.activation)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return TransformerDecoder(config, recipe=recipe)
+
+
 @contextlib.contextmanager
 def progress(total: int) -> Iterator[Callable[[str], None]]:
     """A bar on standard error, if that is a terminal; call what it yields before each of `total` parts."""
@@ -77,5 +92,18 @@ def save(name: str, content: Text, found: Mapping[str, Any], folder: Path) -> Pa
     }
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
-    path.write_text(json.dumps(about | dict(found), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    path.write_text(_lines(about | dict(found), "") + "\n", encoding="utf-8")
     return path
+
+
+def _lines(value: Any, indent: str) -> str:
+    """JSON of `value`, each container on one line that fits one."""
+    line = json.dumps(value, allow_nan=False)
+    if len(line) <= LINE or not isinstance(value, dict | list):
+        return line
+    inner = f"{indent} "
+    if isinstance(value, dict):
+        parts, brackets = [f"{json.dumps(key)}: {_lines(item, inner)}" for key, item in value.items()], "{}"
+    else:
+        parts, brackets = [_lines(item, inner) for item in value], "[]"
+    return f"{brackets[0]}\n{inner}" + f",\n{inner}".join(parts) + f"\n{indent}{brackets[1]}"
