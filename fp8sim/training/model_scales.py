@@ -1,8 +1,8 @@
 """How large the tensors of whole models are, and what FP8 does to them: python -m fp8sim.training.model_scales.
 
-Decoders of many widths and depths on one batch of real text. At step 0 the operands of their FP8 GEMMs are judged; after a
-short run the same figures are recorded. For some of the models the size of every tensor is recorded, also where one cause
-of a size that is not one is taken away.
+Decoders of many widths and depths on one batch of real text. At step 0 the operands of their FP8 GEMMs are judged;
+after a short run the same figures are recorded. For some of the models the size of every tensor is recorded, also where
+one cause of a size that is not one is taken away.
 """
 
 from __future__ import annotations
