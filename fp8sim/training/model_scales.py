@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from fp8sim.analysis import model_scales as scales
+from fp8sim.analysis import scales_page
 from fp8sim.analysis.model_scales import OperandScale, TensorScale
 from fp8sim.nn import TransformerDecoder, TransformerLayer
 from fp8sim.recipes import Recipe
@@ -223,7 +224,7 @@ def total_advances() -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--text", type=Path, help="UTF-8 text (default: Python's help topics)")
-    parser.add_argument("--out", type=Path, default=tables.RESULTS, help="folder of model_scales.json")
+    parser.add_argument("--out", type=Path, default=scales_page.RESULTS, help="folder of model_scales.json")
     options = parser.parse_args()
     content = text.load(options.text)
     with tables.progress(total_advances()) as advance:

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from fp8sim.analysis import scales_page
 from fp8sim.nn import TransformerDecoder
 from fp8sim.optim import parameter_groups
 from fp8sim.recipes import Recipe
@@ -155,7 +156,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--steps", type=int, default=RunSize.steps)
     parser.add_argument("--text", type=Path, help="UTF-8 text (default: Python's help topics)")
-    parser.add_argument("--out", type=Path, default=tables.RESULTS, help="folder of paired_runs.json")
+    parser.add_argument("--out", type=Path, default=scales_page.RESULTS, help="folder of paired_runs.json")
     options = parser.parse_args()
     size, content = RunSize(steps=options.steps), text.load(options.text)
     losses: list[dict[str, Any]] = []

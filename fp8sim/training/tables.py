@@ -22,9 +22,6 @@ from fp8sim.nn import TransformerConfig, TransformerDecoder
 from fp8sim.recipes import Recipe
 from fp8sim.training.text import Text
 
-RESULTS = Path("docs/results")
-"""Where committed results lie that do not depend on a machine's speed, from the root of a checkout."""
-
 SCHEMA = 1
 
 HEAD_WIDTH = 32
