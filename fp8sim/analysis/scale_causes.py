@@ -10,9 +10,6 @@ from fp8sim.analysis import scale_predictions as predictions
 from fp8sim.analysis.scale_predictions import Evidence, Tables
 from fp8sim.analysis.scale_table import MUNIT, U_MUP, Table
 
-UNIT = 0.1
-"""What is this close to one, relatively, needs no cause."""
-
 
 @dataclass(frozen=True)
 class Cause:
@@ -156,9 +153,14 @@ def causes_of(style: str, direction: str, tensor: str) -> list[str]:
     return [name for name, cause in CAUSES.items() if style in cause.styles and (direction, tensor) in cause.tensors]
 
 
-def is_unit(sizes: list[float | None]) -> bool:
-    """Whether all of the sizes that there are lie within `UNIT` of one."""
-    return all(size is None or abs(size - 1) <= UNIT for size in sizes)
+def sampling_error(width: int) -> float:
+    """Standard error, relative, of the size of a tensor whose rows are alike: of N normal features, (2 N)^-1/2."""
+    return float((2 * width) ** -0.5)
+
+
+def is_unit(sizes: list[float | None], width: int) -> bool:
+    """Whether all of the sizes that there are lie within three standard errors of one, and need no cause."""
+    return all(size is None or abs(size - 1) <= 3 * sampling_error(width) for size in sizes)
 
 
 def evidence_of(cause: Cause, tables: Mapping[tuple[str, str], Table]) -> Iterator[tuple[str, Evidence]]:

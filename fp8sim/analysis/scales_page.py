@@ -8,11 +8,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jinja2
+
 from fp8sim.analysis import model_scales
 from fp8sim.analysis.model_scales import BUCKETS
-from fp8sim.analysis.scale_causes import CAUSES, UNIT, causes_of, evidence_of, is_unit
+from fp8sim.analysis.scale_causes import CAUSES, causes_of, evidence_of, is_unit, sampling_error
 from fp8sim.analysis.scale_predictions import Evidence
-from fp8sim.analysis.scale_table import DISTINCT, SIGNS, TEXT, Table
+from fp8sim.analysis.scale_table import TEXT, Table
 
 RESULTS, PAGE = Path("docs/results"), Path("docs/model-scales.md")
 """Where committed results lie that do not depend on a machine's speed, and the page, from the root of a checkout."""
@@ -24,129 +26,128 @@ MOST_LOSS = 0.01
 """The mean difference in loss that FP8 may make, in nats."""
 
 
+RESIDUE = 1e-5
+"""A size below this is that of the rounding of a tensor that is zero."""
+
+
 def page(scales: Mapping[str, Any], paired: Mapping[str, Any]) -> str:
     """The page, from the content of model_scales.json and paired_runs.json."""
-    parts = (_head(scales), _operands(scales), _trained(scales), _paired(paired), _causes(scales), _tensors(scales))
-    return "\n\n".join("\n".join(part) for part in parts) + "\n"
-
-
-def _head(scales: Mapping[str, Any]) -> Iterator[str]:
-    text, run = scales["text"], scales["run"]
-    yield "# Scales and losses of whole models"
-    yield ""
-    yield "Measured, and written by `make tables` from `docs/results/`; a test holds this page against them."
-    yield f"Decoders of {run['head_width']} features per head on {run['batch']} sequences of {run['length']} characters"
-    yield f"of the text {text['name']!r} ({text['characters']:,} characters, SHA-256 `{text['sha256'][:12]}`), seed 0."
-    yield "u-muP models have SwiGLU, mu-nit scaled ones GELU, as published. No factor was tuned."
-
-
-def _operands(scales: Mapping[str, Any]) -> Iterator[str]:
     models = [model for model in scales["models"] if model["step"] == 0]
-    below, zeroed, first = (
-        model_scales.SQNR_BELOW_PLATEAU,
-        model_scales.ZEROED,
-        model_scales.ZEROED_FROM_EMBEDDING,
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("fp8sim.analysis", "."),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        autoescape=False,  # it is Markdown
     )
-    yield "## Operands at step 0"
-    yield ""
-    yield f"Limits: sqnr at most {below:g} dB below the plateau of its format (31.5 dB E4M3, 25.5 dB E5M2), nothing clipped,"
-    yield f"zeroed below {zeroed:.1%}, and below {first:.0%} for what comes straight from the embedding. Each line is the worst"
-    yield f"operand of models of {', '.join(str(b) for b in sorted({m['blocks'] for m in models}))} blocks."
-    yield ""
-    yield from _markdown(
-        ("recipe", "width", "E4M3, dB from plateau", "E5M2", "clipped", "zeroed", "from embedding", "misses"),
-        (_operand_line(group) for group in _grouped(models, ("recipe", "width"))),
+    return environment.get_template("model_scales.md.j2").render(
+        text=scales["text"],
+        run=scales["run"],
+        below=f"{model_scales.SQNR_BELOW_PLATEAU:g}",
+        zeroed=f"{model_scales.ZEROED:.1%}",
+        first=f"{model_scales.ZEROED_FROM_EMBEDDING:.0%}",
+        depths=", ".join(str(blocks) for blocks in sorted({model["blocks"] for model in models})),
+        operands=_operands(models),
+        residue=f"{max(model['zeroed_with_residue'] for model in models):.1%}",
+        missed=_missed(models, scales["unit_swiglu_zeroed"]),
+        trained=_trained([model for model in scales["models"] if model["step"] > 0]),
+        paired=_paired_run(paired["run"]),
+        seeds=len(paired["losses"]),
+        differences=_differences(paired["summary"]),
+        verdict=_verdict(paired["summary"]),
+        buckets=" / ".join(BUCKETS),
+        causes=list(_causes(scales)),
+        shown=SHOWN,
+        unit=f"{3 * sampling_error(SHOWN[0]):.0%}",
+        tables=[
+            {"style": table.style, "rows": _tensors(table)} for table in tables_of(scales) if table.condition == TEXT
+        ],
     )
-    yield ""
-    yield "The gradient of a query all of whose visible values are equal, such as that at position 0, is zero in exact"
-    yield "arithmetic. What stands there, 1e-7 and less, is rounding residue, and FP8 makes it zero. It is left out; with it, up to"
-    yield f"{max(m['zeroed_with_residue'] for m in models):.1%} of a gradient of queries, keys and values is zeroed."
 
 
-def _grouped(models: Sequence[Mapping[str, Any]], keys: tuple[str, ...]) -> list[list[Mapping[str, Any]]]:
-    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+_FIGURES = ("E4M3, dB from plateau", "E5M2", "clipped", "zeroed", "from embedding")
+
+
+def _operands(models: Sequence[Mapping[str, Any]]) -> str:
+    """A line for each recipe and width."""
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for model in models:
-        groups.setdefault(tuple(model[key] for key in keys), []).append(model)
-    return list(groups.values())
+        groups.setdefault((model["recipe"], str(model["width"])), []).append(model)
+    return _markdown(
+        ("recipe", "width", *_FIGURES, "limits missed"),
+        ([*key, *_figures(group), str(sum(len(m["misses"]) for m in group))] for key, group in groups.items()),
+    )
 
 
-def _operand_line(models: Sequence[Mapping[str, Any]]) -> list[str]:
-    return [models[0]["recipe"], str(models[0]["width"]), *_figures(models), str(sum(len(m["misses"]) for m in models))]
+def _missed(models: Sequence[Mapping[str, Any]], unit_swiglu: float) -> str:
+    """What the limits that are missed have in common."""
+    misses = [miss for model in models for miss in model["misses"]]
+    others = [miss for miss in misses if not is_swiglu_miss(miss)]
+    if not misses:
+        return "No limit is missed."
+    kinds = f"{len(others)} others" if others else "no other"
+    return (
+        f"Limits missed: {len(misses) - len(others)} times that on `mlp.down input` zeroed, where SwiGLU feeds FP8, and "
+        f"{kinds}.\nIt is the shape of SwiGLU's product, not its scale: of the product of two unit-normal tensors E4M3\n"
+        f"zeroes {unit_swiglu:.2%}, with sqnr on the plateau."
+    )
+
+
+def is_swiglu_miss(miss: str) -> bool:
+    """Whether a missed limit is the share of SwiGLU's product that becomes zero."""
+    return "mlp.down input: " in miss and "zeroed" in miss
 
 
 def _figures(models: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The worst sqnr by format, clipped, zeroed, zeroed straight from the embedding."""
+    """`_FIGURES`, each the worst of the models."""
     sqnr = [f"{min(m[name]['above_plateau'] for m in models):+.2f}" for name in ("float8_e4m3fn", "float8_e5m2")]
-    zeroed = (max(m["zeroed"]["share"] for m in models), max(m["zeroed_from_embedding"] for m in models))
+    shares = (max(m["zeroed"]["share"] for m in models), max(m["zeroed_from_embedding"] for m in models))
     clipped = max(m["clipped"] for m in models)
-    return [*sqnr, f"{clipped:.2g}" if clipped else "0", *(f"{share:.2%}" for share in zeroed)]
+    return [*sqnr, f"{clipped:.2g}" if clipped else "0", *(f"{share:.2%}" for share in shares)]
 
 
-def _trained(scales: Mapping[str, Any]) -> Iterator[str]:
-    run = scales["run"]
-    yield f"## Operands after {run['steps']} steps"
-    yield ""
-    yield "The same figures after a short run at the default learning rate; they are not judged."
-    yield ""
-    lines = (
-        [m["recipe"], str(m["width"]), str(m["blocks"]), f"{m['loss']:.3f}", *_figures([m]), m["zeroed"]["at"]]
-        for m in scales["models"]
-        if m["step"] > 0
+def _trained(models: Sequence[Mapping[str, Any]]) -> str:
+    return _markdown(
+        ("recipe", "width", "blocks", "loss", *_FIGURES, "most zeroed"),
+        (
+            [m["recipe"], str(m["width"]), str(m["blocks"]), f"{m['loss']:.3f}", *_figures([m]), m["zeroed"]["at"]]
+            for m in models
+        ),
     )
-    head = ("recipe", "width", "blocks", "loss", "E4M3, dB from plateau", "E5M2", "clipped", "zeroed", "from embedding")
-    yield from _markdown((*head, "most zeroed"), lines)
 
 
-def _paired(paired: Mapping[str, Any]) -> Iterator[str]:
-    run, seeds = paired["run"], len(paired["losses"])
-    yield "## Short training in pairs"
-    yield ""
-    yield f"loss(run) - loss(FP32) in nats per character after {run['steps']} steps of {run['batch'] * run['length']:,} characters,"
-    yield f"width {run['width']}, {run['blocks']} blocks, {seeds} seeds. Runs of a seed start from the same weights and see the same"
-    yield f"batches; the loss is the mean over the same {run['judged'] * run['batch'] * run['length']:,} held-out characters. Learning"
-    yield "rates start at the default and fall linearly to zero."
-    yield ""
-    lines = (
-        [style, label, *(_signed(entry[key]) for key in ("mean", "deviation", "error")), _signed(*entry["differences"])]
-        for style, entries in paired["summary"].items()
-        for label, entry in entries.items()
+def _paired_run(run: Mapping[str, Any]) -> dict[str, Any]:
+    characters = run["batch"] * run["length"]
+    return {**run, "characters": f"{characters:,}", "judged_characters": f"{run['judged'] * characters:,}"}
+
+
+def _differences(summary: Mapping[str, Any]) -> str:
+    return _markdown(
+        ("style", "run", "mean", "deviation", "error of the mean", "each seed"),
+        (
+            [style, label, *(_signed(spread[key]) for key in ("mean", "deviation", "error")), _signed(*spread["each"])]
+            for style, spreads in summary.items()
+            for label, spread in spreads.items()
+        ),
     )
-    yield from _markdown(("style", "run", "mean", "deviation", "error of the mean", "each seed"), lines)
-    yield ""
-    means = [e["mean"] for entries in paired["summary"].values() for label, e in entries.items() if "fp8" in label]
-    kept = "is kept" if max(means) <= MOST_LOSS else "IS MISSED"
-    yield f"The limit, a mean of at most {MOST_LOSS:g}, {kept}: the largest is {max(means):+.4f}."
 
 
 def _signed(*values: float) -> str:
     return " ".join(f"{value:+.4f}" for value in values)
 
 
-def _causes(scales: Mapping[str, Any]) -> Iterator[str]:
-    tables = {(t.style, t.condition): t for t in tables_of(scales)}
-    yield "## Why standard deviations are not one"
-    yield ""
-    yield "Every cause predicts sizes (root mean squares) from others and from the factors of the rules. Sizes are given by"
-    yield f"position, {' / '.join(BUCKETS)}. {_conditions()}"
+def _verdict(summary: Mapping[str, Any]) -> str:
+    """Whether the mean difference of every run in FP8 keeps the limit."""
+    means = [spread["mean"] for spreads in summary.values() for label, spread in spreads.items() if "fp8" in label]
+    kept = "is kept" if max(means) <= MOST_LOSS else "is missed"
+    return f"The limit, a mean of at most {MOST_LOSS:g}, {kept}: the largest is {max(means):+.4f}."
+
+
+def _causes(scales: Mapping[str, Any]) -> Iterator[dict[str, str]]:
+    tables = {(table.style, table.condition): table for table in tables_of(scales)}
     for name, cause in CAUSES.items():
-        yield ""
-        yield f"**{name}**. {cause.text}"
-        yield ""
         lines = ([style, e.what, _predicted(e), _sizes(e.measured)] for style, e in evidence_of(cause, tables))
-        yield from _markdown(("style", "where", "predicted", "measured"), lines)
-
-
-def _conditions() -> str:
-    return (
-        f"Besides {TEXT} there are two experiments in which a cause is taken away: {SIGNS}, where every element that enters\n"
-        f"an attention or its projection gets a random sign, and {DISTINCT}, where no token occurs twice in the batch."
-    )
-
-
-def tables_of(scales: Mapping[str, Any]) -> list[Table]:
-    """The tables of the models that the page shows, in every condition."""
-    entries = [entry for entry in scales["tables"] if (entry["width"], entry["blocks"]) == SHOWN]
-    return [Table(entry, scales["run"]) for entry in entries]
+        evidence = _markdown(("style", "where", "predicted", "measured"), lines)
+        yield {"name": name, "text": cause.text, "evidence": evidence}
 
 
 def _predicted(evidence: Evidence) -> str:
@@ -156,38 +157,33 @@ def _predicted(evidence: Evidence) -> str:
 
 
 def _sizes(values: Iterable[float | None]) -> str:
-    return " / ".join("-" if value is None else f"{value:.2g}" for value in values)
+    """Two digits of each; rounding residue is 0."""
+    return " / ".join("-" if value is None else f"{value:.2g}" if value > RESIDUE else "0" for value in values)
 
 
-def _tensors(scales: Mapping[str, Any]) -> Iterator[str]:
-    yield "## Standard deviations"
-    yield ""
-    yield f"At step 0, on text, width {SHOWN[0]}, {SHOWN[1]} blocks, by position {' / '.join(BUCKETS)}, with the causes of what is"
-    yield f"more than {UNIT:.0%} from one: those of the forward tensor; those of its gradient. `docs/results/model_scales.json` has"
-    yield "other sizes, the experiments and a trained model, with root mean squares and the shares that positions have in common."
-    for table in tables_of(scales):
-        if table.condition == TEXT:
-            yield ""
-            yield f"### {table.style}"
-            yield ""
-            yield from _markdown(("tensor", "block", "forward", "gradient", "causes"), _tensor_lines(table))
+def tables_of(scales: Mapping[str, Any]) -> list[Table]:
+    """The tables of the models that the page shows, in every condition."""
+    entries = [entry for entry in scales["tables"] if (entry["width"], entry["blocks"]) == SHOWN]
+    return [Table(entry, scales["run"]) for entry in entries]
 
 
-def _tensor_lines(table: Table) -> Iterator[list[str]]:
+def _tensors(table: Table) -> str:
+    """A line for each tensor and block."""
+    lines = []
     for tensor, block in dict.fromkeys((tensor, block) for tensor, block, _ in table.rows):
-        found = [table.rows.get((tensor, block, direction), [[]])[0] for direction in ("forward", "gradient")]
+        found = {d: table.rows.get((tensor, block, d), [[]])[0] for d in ("forward", "gradient")}
         causes = [
-            ", ".join(causes_of(table.style, direction, tensor))
-            for direction, sizes in zip(("forward", "gradient"), found, strict=True)
-            if not is_unit(sizes)
+            ", ".join(causes_of(table.style, d, tensor))
+            for d, sizes in found.items()
+            if not is_unit(sizes, table.width)
         ]
-        yield [tensor, "" if block is None else str(block), *map(_sizes, found), "; ".join(causes)]
+        lines.append([tensor, "" if block is None else str(block), *map(_sizes, found.values()), "; ".join(causes)])
+    return _markdown(("tensor", "block", "forward", "gradient", "causes"), lines)
 
 
-def _markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> Iterator[str]:
-    yield f"| {' | '.join(head)} |"
-    yield "|" + "---|" * len(head)
-    yield from (f"| {' | '.join(line)} |" for line in lines)
+def _markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    rows = [head, ["---"] * len(head), *lines]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def load(results: Path = RESULTS) -> tuple[dict[str, Any], dict[str, Any]]:

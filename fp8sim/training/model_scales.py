@@ -16,14 +16,18 @@ from typing import Any
 
 import torch
 
+from fp8sim import formats
 from fp8sim.analysis import model_scales as scales
 from fp8sim.analysis import scales_page
+from fp8sim.analysis.figures import cast_figures
 from fp8sim.analysis.model_scales import OperandScale, TensorScale
 from fp8sim.nn import TransformerDecoder, TransformerLayer
+from fp8sim.ops.cast import cast
 from fp8sim.recipes import Recipe
 from fp8sim.training import loop, tables, text
 from fp8sim.training.tables import STYLES
 from fp8sim.training.text import Sequences, Text
+from fp8sim.unit_scaling import functional
 
 WIDTHS, DEPTHS = (64, 128, 256, 512, 1024), (2, 4, 8, 16)
 """Of the judged models; depth in blocks."""
@@ -150,6 +154,15 @@ def distinct_tokens(seed: int = 0) -> Tokens:
     return tuple(torch.randperm(symbols, generator=generator).view(BATCH, LENGTH) for _ in range(2))  # type: ignore[return-value]
 
 
+def unit_swiglu_zeroed() -> float:
+    """Share of SwiGLU's product of two unit-normal tensors that E4M3 makes zero: its density has a pole at zero."""
+    up, gate = torch.randn(2, 1 << 20, generator=torch.Generator().manual_seed(0))
+    product, e4m3 = functional.silu_glu(up, gate), formats.parse("e4m3")
+    share = cast_figures(product, cast(product, e4m3), e4m3).zeroed
+    assert share is not None
+    return share
+
+
 def judge(case: Case, content: Text) -> dict[str, Any]:
     """The operands of one model at step 0."""
     operands = scales.operand_scales(case.build(len(content.symbols)), *sequences(content)[0])
@@ -194,6 +207,7 @@ def measure(content: Text, advance: Callable[[str], None]) -> dict[str, Any]:
     found: dict[str, Any] = {
         "run": {"length": LENGTH, "batch": BATCH, "head_width": tables.HEAD_WIDTH, "steps": STEPS},
         "buckets": list(scales.BUCKETS),
+        "unit_swiglu_zeroed": rounded(unit_swiglu_zeroed()),
         "models": [],
         "tables": [],
     }

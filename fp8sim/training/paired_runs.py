@@ -148,7 +148,7 @@ def summary(losses: list[dict[str, Any]]) -> dict[str, Any]:
 def _spread(values: list[float]) -> dict[str, Any]:
     deviation = statistics.stdev(values) if len(values) > 1 else None
     error = None if deviation is None else deviation / math.sqrt(len(values))
-    return {"mean": statistics.fmean(values), "deviation": deviation, "error": error, "differences": values}
+    return {"mean": statistics.fmean(values), "deviation": deviation, "error": error, "each": values}
 
 
 def main() -> None:
