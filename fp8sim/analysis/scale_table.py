@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 from fp8sim.analysis.model_scales import BUCKETS
-from fp8sim.nn import TransformerConfig
 from fp8sim.unit_scaling import rules
 
 Sizes = npt.NDArray[np.float64]
@@ -34,6 +33,7 @@ class Table:
     def __init__(self, entry: Mapping[str, Any], run: Mapping[str, Any]) -> None:
         self.style, self.condition = str(entry["style"]), str(entry["condition"])
         self.width, self.blocks = int(entry["width"]), int(entry["blocks"])
+        self.tau = float(entry["tau"])
         self.length, self.head_width = int(run["length"]), int(run["head_width"])
         self.tokens = self.length * int(run["batch"])
         self.rows = {(tensor, block, direction): rest for tensor, block, direction, *rest in entry["rows"]}
@@ -93,7 +93,6 @@ class Table:
     def join(self, index: int) -> tuple[float, float]:
         """Coefficients of skip and branch, of branch `index` of the model."""
         if self.style == MUNIT:
-            tau = TransformerConfig.tau
-            return math.sqrt(1 - tau), math.sqrt(tau)
+            return math.sqrt(1 - self.tau), math.sqrt(self.tau)
         scales = rules.residual(rules.transformer_residual_tau(index, 2 * self.blocks))
         return scales.skip, scales.branch

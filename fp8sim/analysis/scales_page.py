@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,9 +49,11 @@ def page(scales: Mapping[str, Any], paired: Mapping[str, Any]) -> str:
         depths=", ".join(str(blocks) for blocks in sorted({model["blocks"] for model in models})),
         operands=_operands(models),
         residue=f"{max(model['zeroed_with_residue'] for model in models):.1%}",
-        missed=_missed(models, scales["unit_swiglu_zeroed"]),
+        missed=Counter(is_swiglu_miss(miss) for model in models for miss in model["misses"]),
+        unit_swiglu=f"{scales['unit_swiglu_zeroed']:.2%}",
         trained=_trained([model for model in scales["models"] if model["step"] > 0]),
         paired=_paired_run(paired["run"]),
+        rates=" and ".join(f"{rate:g} for {style}" for style, rate in paired["run"]["rates"].items()),
         seeds=len(paired["losses"]),
         differences=_differences(paired["summary"]),
         verdict=_verdict(paired["summary"]),
@@ -75,20 +78,6 @@ def _operands(models: Sequence[Mapping[str, Any]]) -> str:
     return _markdown(
         ("recipe", "width", *_FIGURES, "limits missed"),
         ([*key, *_figures(group), str(sum(len(m["misses"]) for m in group))] for key, group in groups.items()),
-    )
-
-
-def _missed(models: Sequence[Mapping[str, Any]], unit_swiglu: float) -> str:
-    """What the limits that are missed have in common."""
-    misses = [miss for model in models for miss in model["misses"]]
-    others = [miss for miss in misses if not is_swiglu_miss(miss)]
-    if not misses:
-        return "No limit is missed."
-    kinds = f"{len(others)} others" if others else "no other"
-    return (
-        f"Limits missed: {len(misses) - len(others)} times that on `mlp.down input` zeroed, where SwiGLU feeds FP8, and "
-        f"{kinds}.\nIt is the shape of SwiGLU's product, not its scale: of the product of two unit-normal tensors E4M3\n"
-        f"zeroes {unit_swiglu:.2%}, with sqnr on the plateau."
     )
 
 

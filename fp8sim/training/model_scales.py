@@ -21,10 +21,11 @@ from fp8sim.analysis import model_scales as scales
 from fp8sim.analysis import scales_page
 from fp8sim.analysis.figures import cast_figures
 from fp8sim.analysis.model_scales import OperandScale, TensorScale
+from fp8sim.analysis.scale_table import MUNIT
 from fp8sim.nn import TransformerDecoder, TransformerLayer
 from fp8sim.ops.cast import cast
 from fp8sim.recipes import Recipe
-from fp8sim.training import loop, tables, text
+from fp8sim.training import tables, text
 from fp8sim.training.tables import STYLES
 from fp8sim.training.text import Sequences, Text
 from fp8sim.unit_scaling import functional
@@ -55,20 +56,25 @@ Tokens = tuple[torch.Tensor, torch.Tensor]
 
 @dataclass(frozen=True)
 class Case:
-    """One model: its style, its recipe, its sizes."""
+    """One model: its style, its recipe, its sizes, and tau where it is not `tables.munit_tau`."""
 
     style: str
     recipe: Recipe
     width: int
     blocks: int
+    tau: float | None = None
 
     def build(self, symbols: int, seed: int = 0) -> TransformerDecoder:
         """The untrained model over so many symbols."""
-        return tables.decoder(self.recipe, STYLES[self.style], symbols, self.width, self.blocks, seed)
+        return tables.decoder(self.recipe, STYLES[self.style], symbols, self.width, self.blocks, seed, self.tau)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return {"style": self.style, "recipe": self.recipe.name, "width": self.width, "blocks": self.blocks}
+
+
+FLAT_TAU = (Case(MUNIT, STYLES[MUNIT].recipes[0], 64, 16, 0.4), Case(MUNIT, STYLES[MUNIT].recipes[0], 128, 16, 0.4))
+"""Deep models with the tau of shallow ones."""
 
 
 def cases(sizes: Sequence[tuple[int, int]], *, every_recipe: bool = True) -> list[Case]:
@@ -171,9 +177,8 @@ def judge(case: Case, content: Text) -> dict[str, Any]:
 
 def train(case: Case, content: Text) -> tuple[TransformerDecoder, dict[str, Any]]:
     """One model after a short run, and its operands on the batch after the last."""
-    model = case.build(len(content.symbols))
-    batches, rate = sequences(content), loop.LEARNING_RATES[case.recipe.parametrization]
-    for _ in loop.train(model, batches, STEPS, rate):  # type: ignore[arg-type]
+    model, batches = case.build(len(content.symbols)), sequences(content)
+    for _ in tables.train(model, batches, tables.RATES[case.style], STEPS):
         pass
     with torch.no_grad():
         loss = model.loss(*batches[STEPS]).item()
@@ -214,6 +219,7 @@ def measure(content: Text, advance: Callable[[str], None]) -> dict[str, Any]:
     for case in cases([(width, blocks) for width in WIDTHS for blocks in DEPTHS]):
         advance(f"step 0: {case.recipe.name}, {case.width} x {case.blocks}")
         found["models"].append(judge(case, content))
+    found["flat_tau"] = [judge(case, content) | {"tau": case.tau} for case in FLAT_TAU]
     for case in cases(TRAINED):
         advance(f"step {STEPS}: {case.recipe.name}, {case.width} x {case.blocks}")
         model, entry = train(case, content)

@@ -3,7 +3,7 @@
 Every run of a seed starts from the same weights and sees the same batches. At the end its loss is the mean over the
 same held-out sequences, which no run trained on; what counts is its difference from that of the FP32 run. Training is
 chaotic, so two runs differ by something whatever the reason: an FP32 run whose weights were perturbed by a millionth
-says how much. Learning rates fall linearly to zero, which leaves less of that than a constant rate does.
+says how much.
 """
 
 from __future__ import annotations
@@ -20,10 +20,8 @@ from typing import Any
 import torch
 
 from fp8sim.analysis import scales_page
-from fp8sim.nn import TransformerDecoder
-from fp8sim.optim import parameter_groups
 from fp8sim.recipes import Recipe
-from fp8sim.training import loop, tables, text
+from fp8sim.training import tables, text
 from fp8sim.training.tables import STYLES, Style
 from fp8sim.training.text import Sequences, Text
 
@@ -59,39 +57,25 @@ def in_float32(recipe: Recipe) -> Recipe:
     return dataclasses.replace(recipe.without_casts(), high_precision=(), high_precision_cast=None)
 
 
-def final_loss(
-    recipe: Recipe, style: Style, content: Text, seed: int, size: RunSize, perturbation: float = 0.0
-) -> float:
+def final_loss(recipe: Recipe, style: str, content: Text, seed: int, size: RunSize, perturbation: float = 0.0) -> float:
     """Train one model and return its loss on held-out sequences, in nats per character.
 
     Args:
         recipe: of the run, in training and when it is judged.
-        style: what else the model is made of.
+        style: a name in `tables.STYLES`: what else the model is made of.
         content: the text; its last tenth is held out.
         seed: of weights and batches.
         size: of everything.
         perturbation: each initial weight is multiplied by 1 + perturbation * N(0, 1).
     """
-    model = tables.decoder(recipe, style, len(content.symbols), size.width, size.blocks, seed)
+    model = tables.decoder(recipe, STYLES[style], len(content.symbols), size.width, size.blocks, seed)
     if perturbation:
         perturb(model, perturbation, seed)
     taught, judged = halves(content, seed, size)
-    train(model, taught, size.steps)
+    for _ in tables.train(model, taught, tables.RATES[style], size.steps):
+        pass
     with torch.no_grad():
         return statistics.fmean(model.loss(*judged[i]).item() for i in range(size.judged))
-
-
-def train(model: TransformerDecoder, batches: Sequences, steps: int) -> None:
-    """AdamW without weight decay on batches 0 .. steps - 1, at rates that fall linearly from the default to zero."""
-    style = model.recipe.parametrization
-    groups = parameter_groups(model, lr=loop.LEARNING_RATES[style], parametrization=style)
-    optimizer = torch.optim.AdamW(groups, betas=loop.BETAS, fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
-    for step in range(steps):
-        model.zero_grad(set_to_none=True)
-        model.loss(*batches[step]).backward()
-        optimizer.step()
-        schedule.step()
 
 
 @torch.no_grad()
@@ -121,10 +105,10 @@ def runs_of(style: Style) -> Iterator[tuple[str, Recipe, float]]:
 def losses_of_seed(content: Text, seed: int, size: RunSize, advance: Callable[[str], None]) -> dict[str, Any]:
     """Final losses of all runs with one seed, by style and label."""
     found: dict[str, Any] = {}
-    for name, style in STYLES.items():
-        for label, recipe, perturbation in runs_of(style):
-            advance(f"{name}, seed {seed}: {label}")
-            found.setdefault(name, {})[label] = final_loss(recipe, style, content, seed, size, perturbation)
+    for style in STYLES:
+        for label, recipe, perturbation in runs_of(STYLES[style]):
+            advance(f"{style}, seed {seed}: {label}")
+            found.setdefault(style, {})[label] = final_loss(recipe, style, content, seed, size, perturbation)
     return found
 
 
@@ -154,20 +138,16 @@ def _spread(values: list[float]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seeds", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=RunSize.steps)
     parser.add_argument("--text", type=Path, help="UTF-8 text (default: Python's help topics)")
     parser.add_argument("--out", type=Path, default=scales_page.RESULTS, help="folder of paired_runs.json")
     options = parser.parse_args()
-    size, content = RunSize(steps=options.steps), text.load(options.text)
+    size, content = RunSize(), text.load(options.text)
     losses: list[dict[str, Any]] = []
     total = options.seeds * sum(1 for style in STYLES.values() for _ in runs_of(style))
     with tables.progress(total) as advance:
         for seed in range(options.seeds):
             losses.append(losses_of_seed(content, seed, size, advance))
-            run = {
-                **vars(size),
-                "learning_rates": {n: loop.LEARNING_RATES[s.parametrization] for n, s in STYLES.items()},
-            }
+            run = {**vars(size), "rates": dict(tables.RATES)}
             found = {"run": run, "losses": losses, "summary": summary(losses)}
             path = tables.save("paired_runs", content, found, options.out)
     print(f"results: {path}")
