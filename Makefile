@@ -11,13 +11,14 @@ export OMP_WAIT_POLICY ?= passive
 DEPENDENCIES := $(VENV)/.dependencies-installed
 INSTALLED    := $(VENV)/.fp8sim-installed
 
-.PHONY: help validate test test-full bench lint format install clean sanitize fuzz mutants
+.PHONY: help validate test test-full bench tables lint format install clean sanitize fuzz mutants
 help:
 	@echo "make validate   does the scaling rule hold, and do the kernels compute what they claim?  ARGS=\"--text FILE\""
 	@echo "make test       format, lint, types and the fast tests;  make test-full adds the exhaustive ones"
 	@echo "make sanitize   tests and fuzzing under AddressSanitizer and UBSan;  make fuzz ARGS=\"--seconds 600\""
 	@echo "make mutants    the share of planted faults that the tests notice"
-	@echo "make bench      benchmarks;  make lint, format, install, clean"
+	@echo "make bench      benchmarks;  make tables   measures docs/model-scales.md anew, within the hour"
+	@echo "make lint, format, install, clean"
 
 validate: $(INSTALLED)
 	@$(VENV)/bin/fp8sim validate $(ARGS)
@@ -35,6 +36,11 @@ bench: $(INSTALLED)
 	$(RUN) -m benchmarks.scaling
 	$(RUN) -m benchmarks.optim
 	$(RUN) -m benchmarks.layers
+
+tables: $(INSTALLED)
+	$(RUN) -m fp8sim.training.model_scales $(ARGS)
+	$(RUN) -m fp8sim.training.paired_runs $(ARGS)
+	$(RUN) -m fp8sim.analysis.scales_page
 
 # A second build of the package, in build/sanitize, in front of the installed one. -P keeps the sources out of its way.
 SANITIZERS      := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -O1 -g1

@@ -284,7 +284,7 @@ def test_results_are_written_a_row_a_line(tmp_path):
     assert max(map(len, written.splitlines())) < 2 * tables.LINE
 
 
-TINY = RunSize(width=32, blocks=1, length=16, batch=2, steps=3, warm_up=1, judged=2)
+TINY = RunSize(width=32, blocks=1, length=16, batch=2, steps=3, judged=2)
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -318,18 +318,27 @@ def test_held_out_text_is_not_taught():
 
 
 def test_rates_rise_and_fall():
-    size = dataclasses.replace(TINY, steps=6, warm_up=2)
-    assert [paired_runs.share_of_peak(step, size) for step in range(7)] == [0.5, 1, 1, 0.75, 0.5, 0.25, 0]
+    assert [tables.share_of_peak(step, 8) for step in range(9)] == pytest.approx(
+        [0.5, 1, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6, 0]
+    )
+    assert tables.share_of_peak(0, 1) == 1
 
 
 def test_weights_step_by_the_rate():
-    """Adam's first step is the learning rate, here the peak's half, times the factor of the parametrization."""
-    size = dataclasses.replace(TINY, steps=1, warm_up=2)
+    """Adam's first step is the learning rate, here half the peak, times the factor of the parametrization, here one."""
     model = tables.decoder(recipes.parse("u_mup_fp8"), STYLES[U_MUP], len(TOPICS.symbols), 32, 1, 0)
     before = model.readout.weight.detach().clone()
-    paired_runs.train(model, paired_runs.halves(TOPICS, 0, size)[0], 0.25, size)
+    next(tables.train(model, paired_runs.halves(TOPICS, 0, TINY)[0], 0.25, 8))
     step = (model.readout.weight.detach() - before).abs()
     assert step.median().item() == pytest.approx(0.125, rel=1e-3)
+
+
+def test_tau_falls_with_depth():
+    assert [tables.munit_tau(blocks) for blocks in (2, 4, 100)] == pytest.approx([0.4, 0.4, 0.1])
+    assert 0.1 < tables.munit_tau(16) < tables.munit_tau(8) < 0.4
+    model = model_scales.cases([(32, 16)])[-1].build(10)
+    assert (model.recipe.parametrization, model.config.tau) == ("munit", tables.munit_tau(16))
+    assert [case.build(10).config.tau for case in model_scales.FLAT_TAU] == [0.4, 0.4]
 
 
 def test_recorded_pairs_keep_the_limit():

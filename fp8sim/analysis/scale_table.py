@@ -33,7 +33,7 @@ class Table:
     def __init__(self, entry: Mapping[str, Any], run: Mapping[str, Any]) -> None:
         self.style, self.condition = str(entry["style"]), str(entry["condition"])
         self.width, self.blocks = int(entry["width"]), int(entry["blocks"])
-        self.tau = float(entry["tau"])
+        self.tau = float(entry.get("tau", math.nan))
         self.length, self.head_width = int(run["length"]), int(run["head_width"])
         self.tokens = self.length * int(run["batch"])
         self.rows = {(tensor, block, direction): rest for tensor, block, direction, *rest in entry["rows"]}

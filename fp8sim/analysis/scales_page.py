@@ -51,6 +51,7 @@ def page(scales: Mapping[str, Any], paired: Mapping[str, Any]) -> str:
         residue=f"{max(model['zeroed_with_residue'] for model in models):.1%}",
         missed=Counter(is_swiglu_miss(miss) for model in models for miss in model["misses"]),
         unit_swiglu=f"{scales['unit_swiglu_zeroed']:.2%}",
+        flat_tau=_flat_tau(scales["flat_tau"]),
         trained=_trained([model for model in scales["models"] if model["step"] > 0]),
         paired=_paired_run(paired["run"]),
         rates=" and ".join(f"{rate:g} for {style}" for style, rate in paired["run"]["rates"].items()),
@@ -78,6 +79,26 @@ def _operands(models: Sequence[Mapping[str, Any]]) -> str:
     return _markdown(
         ("recipe", "width", *_FIGURES, "limits missed"),
         ([*key, *_figures(group), str(sum(len(m["misses"]) for m in group))] for key, group in groups.items()),
+    )
+
+
+def _flat_tau(models: Sequence[Mapping[str, Any]]) -> str:
+    """A line for each deep model with the tau of shallow ones, beside tau by depth."""
+    return _markdown(
+        (
+            "width",
+            "limits missed",
+            "values in common",
+            "with tau by depth",
+            "gradients of queries",
+            "with tau by depth",
+        ),
+        (
+            [str(m["width"]), str(len(m["misses"]))]
+            + [f"{m[key]['values']:.0%}" for key in ("alike", "alike_otherwise")]
+            + [f"{m[key]['query_gradient']:.2g}" for key in ("alike", "alike_otherwise")]
+            for m in models
+        ),
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +71,10 @@ class Case:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return {"style": self.style, "recipe": self.recipe.name, "width": self.width, "blocks": self.blocks}
+        plain = {"style": self.style, "recipe": self.recipe.name, "width": self.width, "blocks": self.blocks}
+        if self.style != MUNIT:
+            return plain
+        return plain | {"tau": rounded(tables.munit_tau(self.blocks) if self.tau is None else self.tau)}
 
 
 FLAT_TAU = (Case(MUNIT, STYLES[MUNIT].recipes[0], 64, 16, 0.4), Case(MUNIT, STYLES[MUNIT].recipes[0], 128, 16, 0.4))
@@ -175,6 +179,20 @@ def judge(case: Case, content: Text) -> dict[str, Any]:
     return case.to_dict() | {"step": 0, **summary(operands)}
 
 
+def flat_tau(case: Case, content: Text) -> dict[str, Any]:
+    """The operands of one model at step 0, and how alike its values are beside those with tau by depth."""
+    otherwise = dataclasses.replace(case, tau=None)
+    return judge(case, content) | {"alike": alike(case, content), "alike_otherwise": alike(otherwise, content)}
+
+
+def alike(case: Case, content: Text) -> dict[str, float | None]:
+    """In the middle block: the share that positions' values have in common, and the size of late queries' gradients."""
+    found = scales.tensor_scales(case.build(len(content.symbols)), *sequences(content)[0])
+    middle = {(s.tensor, s.is_gradient): s for s in found if s.block == case.blocks // 2}
+    gradient = middle["query", True].rms[-1]
+    return {"values": rounded(middle["value", False].shared), "query_gradient": rounded(gradient)}
+
+
 def train(case: Case, content: Text) -> tuple[TransformerDecoder, dict[str, Any]]:
     """One model after a short run, and its operands on the batch after the last."""
     model, batches = case.build(len(content.symbols)), sequences(content)
@@ -219,7 +237,7 @@ def measure(content: Text, advance: Callable[[str], None]) -> dict[str, Any]:
     for case in cases([(width, blocks) for width in WIDTHS for blocks in DEPTHS]):
         advance(f"step 0: {case.recipe.name}, {case.width} x {case.blocks}")
         found["models"].append(judge(case, content))
-    found["flat_tau"] = [judge(case, content) | {"tau": case.tau} for case in FLAT_TAU]
+    found["flat_tau"] = [flat_tau(case, content) for case in FLAT_TAU]
     for case in cases(TRAINED):
         advance(f"step {STEPS}: {case.recipe.name}, {case.width} x {case.blocks}")
         model, entry = train(case, content)
