@@ -13,10 +13,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fp8sim.analysis.model_scales import BUCKETS
 from fp8sim.analysis.scale_table import DISTINCT, MUNIT, SIGNS, TEXT, Sizes, Table
+from fp8sim.nn import TransformerConfig
 
 Tables = Mapping[str, Table]
+
+EXPANSION = TransformerConfig.expansion
+"""Width of an MLP's inner tensors over that of the stream."""
+
+GELU_GRADIENT = 1.19
+"""Size of the gradient that unit-scaled GELU, its factors tied, makes of one of size one, for unit-normal inputs."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +147,7 @@ def _middle_gradient(table: Table, block: int) -> Sizes:
     """Gradient of the stream between attention and MLP of a block."""
     skip, weight = table.join(2 * block + 1)
     if table.style == MUNIT:
-        inner = _input_gradient(table, ("up",), block)
+        inner = _input_gradient(table, block, "up", width=EXPANSION)
     else:
         inner = weight * table.grad("MLP norm", block) / _streams(table, block)[0]
     return np.hypot(skip * table.grad("stream", block), inner)
@@ -151,19 +157,18 @@ def _entering_gradient(table: Table, block: int) -> Sizes:
     """Gradient of the stream that enters a block."""
     skip, weight = table.join(2 * block)
     if table.style == MUNIT:
-        inner = _input_gradient(table, ("query", "key", "value"), block)
+        inner = _input_gradient(table, block, "query", "key", "value")
     else:
         inner = weight * table.grad("attention norm", block) / table.rms(*_before(table, block))
     return np.hypot(skip * _middle_gradient(table, block), inner)
 
 
-def _input_gradient(table: Table, outputs: tuple[str, ...], block: int) -> Sizes:
-    """Gradient of what one linear layer's outputs are made of, if its one factor is that of its inputs.
+def _input_gradient(table: Table, block: int, *outputs: str, width: float = 1.0) -> Sizes:
+    """Gradient of the input of linear layers with one factor, that of the output.
 
-    Its outputs are `outputs`, each as wide as the input, but "up", which is four times as wide.
+    Each of the outputs is `width` times as wide as the input.
     """
-    widths = 4.0 if outputs == ("up",) else 1.0
-    return np.sqrt(widths * sum(table.grad(output, block) ** 2 for output in outputs))
+    return np.sqrt(width * sum(table.grad(output, block) ** 2 for output in outputs))
 
 
 def value_gradient(tables: Tables) -> Iterator[Evidence]:
@@ -238,9 +243,10 @@ def tied_gradient(tables: Tables) -> Iterator[Evidence]:
     """The gradients inside the MLP of mu-nit scaling."""
     table = tables[TEXT]
     for block in (0, table.blocks - 1):
-        halved, alone = table.grad("down", block) / 2, 1.19 * table.grad("activation", block)
-        yield _compare(f"{TEXT}, activation of block {block}", halved, table.grad("activation", block), 0.1)
-        yield _compare(f"{TEXT}, up of block {block}", alone, table.grad("up", block), 0.1)
+        activation = table.grad("activation", block)
+        lowered = table.grad("down", block) * EXPANSION**-0.5
+        yield _compare(f"{TEXT}, activation of block {block}", lowered, activation, 0.1)
+        yield _compare(f"{TEXT}, up of block {block}", GELU_GRADIENT * activation, table.grad("up", block), 0.1)
 
 
 def logits(tables: Tables) -> Iterator[Evidence]:
@@ -254,16 +260,14 @@ def weight_gradients(tables: Tables) -> Iterator[Evidence]:
     last = tables[TEXT].blocks - 1
     readout = ("weight of readout", None, "logits", "last norm")
     out = ("weight of attention.out", last, "attention projection", "attention output")
-    up = ("weight of mlp.up", last, "up", None)
-    for condition, (weight, block, output, entering) in [
+    for condition, (weight, block, output, entering) in (
         (DISTINCT, readout),
         (SIGNS, out),
-        (TEXT, up),
+        (TEXT, out),
         (TEXT, readout),
-    ]:
+    ):
         table = tables[condition]
-        inputs = np.ones(len(BUCKETS)) if entering is None else table.rms(entering, block)
-        products = table.spread(table.grad(output, block) * inputs)
+        products = table.spread(table.grad(output, block) * table.rms(entering, block))
         independent = np.sqrt((products**2).mean(keepdims=True))
         upper = math.sqrt(table.tokens) * products.mean(keepdims=True) if condition == TEXT else None
         yield _compare(f"{condition}, {weight}", independent, table.grad(weight, block), 0.3, upper)

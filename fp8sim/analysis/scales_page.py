@@ -15,7 +15,7 @@ from fp8sim.analysis import model_scales
 from fp8sim.analysis.model_scales import BUCKETS
 from fp8sim.analysis.scale_causes import CAUSES, causes_of, evidence_of, is_unit, sampling_error
 from fp8sim.analysis.scale_predictions import Evidence
-from fp8sim.analysis.scale_table import TEXT, Table
+from fp8sim.analysis.scale_table import MUNIT, TEXT, Table
 
 RESULTS, PAGE = Path("docs/results"), Path("docs/model-scales.md")
 """Where committed results lie that do not depend on a machine's speed, and the page, from the root of a checkout."""
@@ -52,6 +52,7 @@ def page(scales: Mapping[str, Any], paired: Mapping[str, Any]) -> str:
         missed=Counter(is_swiglu_miss(miss) for model in models for miss in model["misses"]),
         unit_swiglu=f"{scales['unit_swiglu_zeroed']:.2%}",
         flat_tau=_flat_tau(scales["flat_tau"]),
+        grown=_grown(scales),
         trained=_trained([model for model in scales["models"] if model["step"] > 0]),
         paired=_paired_run(paired["run"]),
         rates=" and ".join(f"{rate:g} for {style}" for style, rate in paired["run"]["rates"].items()),
@@ -123,6 +124,12 @@ def _trained(models: Sequence[Mapping[str, Any]]) -> str:
             for m in models
         ),
     )
+
+
+def _grown(scales: Mapping[str, Any]) -> str:
+    """Sizes, at the last positions, of queries and keys of block 0 of the trained model under mu-nit scaling."""
+    (table,) = (t for t in tables_of(scales) if t.style == MUNIT and t.condition.startswith(f"{TEXT}, step"))
+    return " and ".join(f"{table.rms(name, 0)[-1]:.2g}" for name in ("query", "key"))
 
 
 def _paired_run(run: Mapping[str, Any]) -> dict[str, Any]:
