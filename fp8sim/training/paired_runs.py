@@ -138,7 +138,7 @@ def _spread(values: list[float]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
-        "--seeds", type=int, default=4, help="how many, from 0; more make the error of the mean smaller"
+        "--seeds", type=int, default=5, help="how many, from 0; more make the error of the mean smaller"
     )
     parser.add_argument("--text", type=Path, help="UTF-8 text (default: Python's help topics)")
     parser.add_argument("--out", type=Path, default=scales_page.RESULTS, help="folder of paired_runs.json")
