@@ -313,4 +313,4 @@ def test_a_wide_code_type_is_accepted_and_checked():
 def test_a_mode_without_a_case_is_refused(mode):
     conversion = default_conversion(parse("e4m3"))._replace(rounding=mode)
     with pytest.raises(Exception, match="a rounding mode that this function has no case for"):
-        kernels._launch(X, X.clone(), None, conversion, 32, kernels._Random(bits=32), None, back=True)
+        kernels._launch(X, X.clone(), None, conversion, 32, kernels.RandomIntegers(bits=32), None, back=True)

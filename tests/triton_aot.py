@@ -24,7 +24,7 @@ import torch
 import triton
 import triton.language as tl
 
-from fp8sim.triton_kernels import cast, matmul
+from fp8sim.triton_kernels import cast, encode_scaled, matmul, quantize
 
 CASES: dict[str, tuple[int, Callable[[], object]]] = {}
 """What to compile: name -> (compute capability, a call of a launcher)."""
@@ -155,7 +155,7 @@ def launches_compiled() -> Iterator[list[Any]]:
         return compiled[-1]
 
     JITFunction.run = compile_only
-    for module in (cast, matmul):
+    for module in (cast, encode_scaled, matmul, quantize):
         module.require_device = lambda argument, x: None
     yield compiled
     JITFunction.run = run

@@ -6,7 +6,7 @@ infinities, signed zeros and the signs of NaN follow the policy on every GPU, sm
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
@@ -14,10 +14,17 @@ import triton.language as tl
 
 from fp8sim import formats
 from fp8sim.casting import code_dtype
-from fp8sim.formats import FORMATS, Format
-from fp8sim.random_bits import random_keywords, signed64
-from fp8sim.rounding import Conversion, Overflow, Rounding, resolve, resolve_names
-from fp8sim.triton_kernels import interpreter
+from fp8sim.formats import Format
+from fp8sim.rounding import Conversion, Overflow, Rounding, resolve_names
+from fp8sim.triton_kernels.elements import widen
+from fp8sim.triton_kernels.launching import (
+    RandomIntegers,
+    elements_per_program,
+    float_type,
+    random_integers_of,
+    raw_bits,
+    require_device,
+)
 from fp8sim.triton_kernels.random import random_integers
 from fp8sim.triton_kernels.rounding import decode as decode_bits
 from fp8sim.triton_kernels.rounding import encode as encode_bits
@@ -56,7 +63,7 @@ def _convert_kernel(
         random = random_integers(group, seed.to(tl.uint64), stream.to(tl.uint64), BLOCK // 64, RANDOM_BITS)
     else:
         random = 0
-    value = _widen(tl.load(x_ptr + index, mask=mask, other=0), SOURCE, BITS)
+    value = widen(tl.load(x_ptr + index, mask=mask, other=0), SOURCE, BITS)
     if TO is not None:
         value = encode_bits(value, random, TO, RANDOM_BITS)
         if BACK:
@@ -64,26 +71,6 @@ def _convert_kernel(
         if RESULT is not None:
             value = encode_bits(value, 0, RESULT, 0)
     tl.store(out_ptr + index, value.to(out_ptr.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def _widen(raw, SOURCE: tl.constexpr, BITS: tl.constexpr):
-    """The pattern of BITS bits; without SOURCE `raw` is such a pattern, or the high half of one (bfloat16)."""
-    if SOURCE is not None:
-        return decode_bits(raw.to(tl.uint32), SOURCE, BITS)
-    else:
-        TARGET: tl.constexpr = tl.uint32 if BITS == 32 else tl.uint64
-        return raw.to(TARGET) << (BITS - raw.dtype.primitive_bitwidth)
-
-
-class _Random(NamedTuple):
-    """Which random integers a launch draws: arguments of `cast`, in the units of the kernel."""
-
-    seed: int = 0
-    stream: int = 0
-    first_group: int = 0
-    skipped: int = 0
-    bits: int = 0
 
 
 def cast(
@@ -118,9 +105,9 @@ def cast(
         RuntimeError: x is on a device where no kernel runs.
     """
     to = resolve_names(fmt, rounding, overflow)
-    source, bits, result = _float_type("x", x)
+    source, bits, result = float_type("x", x)
     require_device("x", x)
-    random = _random(to, seed, stream, offset, random_bits)
+    random = random_integers_of(to, seed, stream, offset, random_bits)
     if out is None:
         out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     _require_output(out, x)
@@ -146,9 +133,9 @@ def encode(
     """
     fmt = formats.parse(fmt)
     to = resolve_names(fmt, rounding, overflow)
-    source, bits, _ = _float_type("x", x)
+    source, bits, _ = float_type("x", x)
     require_device("x", x)
-    random = _random(to, seed, stream, offset, random_bits)
+    random = random_integers_of(to, seed, stream, offset, random_bits)
     out = torch.empty(x.shape, dtype=getattr(torch, code_dtype(fmt)), device=x.device)
     return _launch(x, out, source, to, bits, random, block)
 
@@ -181,9 +168,9 @@ def decode(
     _require_codes(codes, fmt)
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     out = torch.empty(codes.shape, dtype=dtype, device=codes.device)
-    _, bits, result = _float_type("dtype", out)
+    _, bits, result = float_type("dtype", out)
     source = resolve_names(fmt, Rounding.TIES_TO_EVEN, Overflow.SATURATE)
-    return _launch(codes, out, source, result, bits, _Random(), block)
+    return _launch(codes, out, source, result, bits, RandomIntegers(), block)
 
 
 # Launching
@@ -195,81 +182,24 @@ def _launch(
     source: Conversion | None,
     to: Conversion | None,
     bits: int,
-    random: _Random,
+    random: RandomIntegers,
     block: int | None,
     **rest: Any,
 ) -> torch.Tensor:
     if x.numel() == 0:
         return out
     elements = x.numel() + random.skipped
-    block = _block(block, elements)
+    block = elements_per_program(block, elements)
     target = out if out.is_contiguous() else torch.empty(out.shape, dtype=out.dtype, device=out.device)
     grid = (triton.cdiv(elements, block),)
     constants = {"SOURCE": source, "TO": to, "BACK": False, "RESULT": None, "BITS": bits, "RANDOM_BITS": random.bits}
     constants |= {name.upper(): value for name, value in rest.items()}
     with torch.cuda.device_of(x):
-        _convert_kernel[grid](_raw(x), _raw(target), x.numel(), *random[:4], **constants, BLOCK=block, num_warps=4)
+        _convert_kernel[grid](raw_bits(x), raw_bits(target), x.numel(), *random[:4], **constants, BLOCK=block, num_warps=4)
     if target is not out:
         return out.copy_(target)
     torch.autograd.graph.increment_version(out)
     return out
-
-
-def require_device(argument: str, x: torch.Tensor) -> None:
-    """RuntimeError unless kernels of this process can run on x's device."""
-    if triton.knobs.runtime.interpret and not interpreter.is_enabled():
-        raise RuntimeError(
-            "TRITON_INTERPRET is set, and Triton's own interpreter converts wrongly: unset it, or call "
-            "fp8sim.triton_kernels.interpreter.enable(), which corrects it"
-        )
-    if x.is_cuda or (x.device.type == "cpu" and interpreter.is_enabled()):
-        return
-    raise RuntimeError(
-        f"{argument} is on {x.device}: Triton kernels run on CUDA tensors, and on CPU tensors only in the interpreter; "
-        f"move it to a CUDA device, or call fp8sim.triton_kernels.interpreter.enable()"
-    )
-
-
-_RAW = {1: torch.uint8, 2: torch.uint16, 4: torch.uint32, 8: torch.uint64}
-
-
-def _raw(x: torch.Tensor) -> torch.Tensor:
-    """The elements' bits, in row-major order."""
-    return x.detach().resolve_neg().contiguous().view(_RAW[x.element_size()])
-
-
-def _block(block: int | None, elements: int) -> int:
-    """Elements per program. The interpreter takes milliseconds per program whatever its size, so it gets large ones."""
-    if block is None:
-        largest = 1 << 18 if interpreter.is_enabled() else 1 << 10
-        return min(max(1 << (elements - 1).bit_length(), 64), largest)
-    if block not in [1 << k for k in range(6, 21)]:
-        raise ValueError(f"block={block}: expected a power of two from 64 to 2^20")
-    return block
-
-
-def _float_type(argument: str, x: Any) -> tuple[Conversion | None, int, Conversion | None]:
-    """Of x's dtype: how its bits widen to a pattern, how many bits that has, how a pattern becomes its bits again."""
-    dtype = x.dtype if isinstance(x, torch.Tensor) else None
-    if dtype in (torch.float32, torch.float64):
-        return None, 8 * dtype.itemsize, None
-    if dtype not in (torch.float16, torch.bfloat16):
-        got = f"{type(x).__name__} {dtype or ''}".strip()
-        raise TypeError(f"{argument} must be a torch tensor of float64, float32, float16 or bfloat16, got {got}")
-    fmt = FORMATS[str(dtype).removeprefix("torch.")]
-    to = resolve(fmt, Rounding.TIES_TO_EVEN, Overflow.INFINITY)
-    quiet_nan = to.inf_code | 1 << (to.mantissa_bits - 1)
-    to = to._replace(nan_positive=quiet_nan, nan_negative=quiet_nan | to.sign_bit)
-    return (to if dtype == torch.float16 else None), 32, to
-
-
-def _random(to: Conversion, seed: int | None, stream: int, offset: int, random_bits: int) -> _Random:
-    """The launch's random integers. ValueError for a seed that is missing or unused, or more bits than there are."""
-    words = random_keywords(Rounding(to.rounding), seed, stream, offset, random_bits)
-    if not words:
-        return _Random()
-    key, counter = (signed64(name, words[name]) for name in ("seed", "stream"))  # as Triton passes integers
-    return _Random(key, counter, words["offset"] // 64, words["offset"] % 64, words["random_bits"])
 
 
 def _require_output(out: torch.Tensor, x: torch.Tensor) -> None:

@@ -335,17 +335,24 @@ def _speed_up(interpreter: Any) -> None:
     interpreter._get_np_dtype = dtype_of
     builder, handle = interpreter.InterpreterBuilder, interpreter.TensorHandle
 
+    def truth(mask: Any) -> Array:
+        """A mask that NumPy takes as one: where a comparison of scalars enters, the stock interpreter's are integers."""
+        chosen: Array = mask.data.astype(np.bool_, copy=False)
+        return chosen
+
     def load(self: Any, pointers: Any, mask: Any, other: Any, *hints: Any, **named_hints: Any) -> Any:
         element = pointers.get_element_ty()
         dtype = dtype_of(element)
         result = np.zeros(pointers.data.shape, dtype) if other is None else np.array(other.data, dtype)
-        memory, index = _memory(pointers.data[mask.data], dtype)
-        result[mask.data] = memory[index]
+        chosen = truth(mask)
+        memory, index = _memory(pointers.data[chosen], dtype)
+        result[chosen] = memory[index]
         return handle(result, element)
 
     def store(self: Any, pointers: Any, value: Any, mask: Any, *hints: Any) -> None:
-        memory, index = _memory(pointers.data[mask.data], value.data.dtype)
-        memory[index] = value.data[mask.data]
+        chosen = truth(mask)
+        memory, index = _memory(pointers.data[chosen], value.data.dtype)
+        memory[index] = value.data[chosen]
 
     builder.create_masked_load, builder.create_masked_store = load, store
 

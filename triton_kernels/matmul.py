@@ -23,7 +23,7 @@ from fp8sim.formats import FORMATS
 from fp8sim.mma.plans import GemmPlan, Place, Product
 from fp8sim.rounding import Conversion, Overflow, Rounding, resolve
 from fp8sim.triton_kernels import interpreter
-from fp8sim.triton_kernels.cast import require_device
+from fp8sim.triton_kernels.launching import require_device
 from fp8sim.triton_kernels.matmul_kernel import (
     BLOCK_FACTORS,
     EPILOGUE_FACTORS,

@@ -1,9 +1,10 @@
 """Conversion between binary32 or binary64 and the codes of any format, in integers: device functions.
 
 The same arithmetic as `csrc/core/rounding.hpp`, and the same names. Numbers are bit patterns, uint32 for binary32 and
-uint64 for binary64; nothing here is a floating-point operation that could round, flush subnormals or lose the sign of
-a NaN. A format and its policy are a `fp8sim.rounding.Conversion`, known when a kernel is compiled, so that every branch
-below but those on data is taken then.
+uint64 for binary64. Nothing here flushes subnormals or loses the sign of a NaN; nothing rounds but shifts of integers
+and, in `_round_by_adder`, one addition as IEEE 754 defines it. A format and its policy are a
+`fp8sim.rounding.Conversion`, known when a kernel is compiled, so that every branch below but those on data is taken
+then.
 
     x       = 0 eeeeeeee fff...f              sign, exponent field, F fraction bits
     sig     = 0...01fff...f0                  hidden bit (none in a subnormal), one guard bit: shift >= 1 always
@@ -98,6 +99,8 @@ def _round_magnitude(magnitude, negative, random, to: tl.constexpr, RANDOM_BITS:
     """The counting codes of magnitudes, rounded as if there were no largest code."""
     F: tl.constexpr = 23 if magnitude.dtype == tl.uint32 else 52
     BIAS: tl.constexpr = 127 if magnitude.dtype == tl.uint32 else 1023
+    if F == 23 and _adder_rounds(to):
+        return _round_by_adder(magnitude, to)
     LEAST_SHIFT: tl.constexpr = F + 1 - to.mantissa_bits
     EMIN_FIELD: tl.constexpr = to.emin + BIAS
     if EMIN_FIELD == 1:
@@ -113,6 +116,31 @@ def _round_magnitude(magnitude, negative, random, to: tl.constexpr, RANDOM_BITS:
         below = binades.to(magnitude.dtype) << to.mantissa_bits
         distance = (tl.maximum(EMIN_FIELD - field, 0) + LEAST_SHIFT).to(magnitude.dtype)
     return _round_shifted(sig << 1, distance, below, negative, random, to, RANDOM_BITS)
+
+
+@triton.constexpr_function
+def _adder_rounds(to):
+    """Whether `_round_by_adder` gives the counting codes: ties to even, an even code where the sum's pattern is even,
+    and sums far below the largest float32 number."""
+    to = Conversion(*to)
+    even = to.rounding == Rounding.TIES_TO_EVEN and to.offset == 0 and 1 <= to.mantissa_bits <= 22
+    return even and to.emin > -126 and to.emin + (to.max_code >> to.mantissa_bits) + 23 - to.mantissa_bits <= 127
+
+
+@triton.jit
+def _round_by_adder(magnitude, to: tl.constexpr):
+    """The counting codes of magnitudes, rounded by float32's own addition: half the instructions of the shifts.
+
+    With e the exponent in whose binade the number lies, at least emin and at most one above the last, the sum of
+    |x| and 2^(e + 23 - M) has the spacing of the codes; how far its pattern is above that of the power is |x| in codes.
+    """
+    LEAST: tl.constexpr = (to.emin + 127) << 23
+    MOST: tl.constexpr = LEAST + ((to.max_code >> to.mantissa_bits) << 23)
+    SHIFT: tl.constexpr = 23 - to.mantissa_bits
+    exponent = tl.minimum(tl.maximum(magnitude & 0x7F800000, LEAST), MOST)
+    power = exponent + (SHIFT << 23)
+    total = magnitude.to(tl.float32, bitcast=True) + power.to(tl.float32, bitcast=True)
+    return total.to(tl.uint32, bitcast=True) - power + (exponent >> SHIFT) - (LEAST >> SHIFT)
 
 
 @triton.jit
