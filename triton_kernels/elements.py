@@ -52,25 +52,33 @@ def as_float(pattern):
 
 
 @triton.jit
-def meet_factor(pattern, factor, DIVIDE: tl.constexpr, FUSED: tl.constexpr):
+def meet_factor(pattern, factor, DIVIDE: tl.constexpr, FUSED: tl.constexpr, ONE_NAN: tl.constexpr):
     """A number times (or over) its factor, both float32 patterns: rounded to float32, or if FUSED, in binary64.
 
-    NaN keeps its sign; where the factor makes a NaN of a number, it is positive.
+    NaN keeps its sign; where the factor makes a NaN of a number, it is positive. ONE_NAN: no code depends on the sign
+    of a NaN, and neither does the result.
     """
     if FUSED:
-        # Exact as a product. As a quotient, nearer to the exact one than any boundary between codes can be.
-        x, y = as_float(pattern).to(tl.float64), as_float(factor).to(tl.float64)
-        result = (x / y if DIVIDE else x * y).to(tl.uint64, bitcast=True)
-        nan = 0x7FF8000000000000 | (pattern & 0x80000000).to(tl.uint64) << 32
-        makes_nan = (result & 0x7FFFFFFFFFFFFFFF) > 0x7FF0000000000000
-        positive = tl.full([], 0x7FF8000000000000, tl.uint64)
+        return _meet_in_binary64(pattern, factor, DIVIDE)
     else:
         x, y = as_float(pattern), as_float(factor)
-        result = (tl.div_rn(x, y) if DIVIDE else x * y).to(tl.uint32, bitcast=True)
-        nan = pattern
-        makes_nan = magnitude_of(result) > INFINITE
-        positive = tl.full([], QUIET_NAN, tl.uint32)
-    return tl.where(makes_nan, tl.where(magnitude_of(pattern) > INFINITE, nan, positive), result)
+        product = tl.div_rn(x, y) if DIVIDE else x * y
+        number = product.to(tl.uint32, bitcast=True)
+        if not ONE_NAN:
+            number = tl.where(product != product, tl.full([], QUIET_NAN, tl.uint32), number)
+            number = tl.where(x != x, pattern, number)
+        return number
+
+
+@triton.jit
+def _meet_in_binary64(pattern, factor, DIVIDE: tl.constexpr):
+    """Exact as a product. As a quotient, nearer to the exact one than any boundary between codes can be."""
+    x, y = as_float(pattern).to(tl.float64), as_float(factor).to(tl.float64)
+    result = (x / y if DIVIDE else x * y).to(tl.uint64, bitcast=True)
+    quiet_nan = tl.full([], 0x7FF8000000000000, tl.uint64)
+    sign = (pattern & 0x80000000).to(tl.uint64) << 32
+    nan = tl.where(magnitude_of(pattern) > INFINITE, quiet_nan | sign, quiet_nan)
+    return tl.where((result & 0x7FFFFFFFFFFFFFFF) > 0x7FF0000000000000, nan, result)
 
 
 @triton.jit

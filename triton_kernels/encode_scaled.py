@@ -20,7 +20,14 @@ from fp8sim.casting import code_dtype
 from fp8sim.formats import Format
 from fp8sim.rounding import Conversion, Overflow, Rounding, resolve_names
 from fp8sim.triton_kernels import interpreter
-from fp8sim.triton_kernels.elements import code_of, float32_pattern, magnitude_of, meet_factor, one_nan, widen
+from fp8sim.triton_kernels.elements import (
+    code_of,
+    float32_pattern,
+    magnitude_of,
+    meet_factor,
+    one_nan,
+    widen,
+)
 from fp8sim.triton_kernels.launching import (
     RandomIntegers,
     elements_per_program,
@@ -67,8 +74,9 @@ def _codes_and_amax(
         number = widen(raw, SOURCE, BITS)
     else:
         factor = tl.load(scale) if SCALED == "tensor" else tl.full([], scale, tl.float32)
-        pattern = float32_pattern(raw, SOURCE, FLOAT32)
-        number = meet_factor(pattern, factor.to(tl.uint32, bitcast=True), False, FUSED)
+        factor = factor.to(tl.uint32, bitcast=True)
+        ONE_NAN: tl.constexpr = TO.nan_positive == TO.nan_negative
+        number = meet_factor(float32_pattern(raw, SOURCE, FLOAT32), factor, False, FUSED, ONE_NAN)
     return code_of(number, random, TO, RANDOM_BITS, HARDWARE)
 
 
@@ -109,6 +117,20 @@ def _flat_kernel(
         raw, random, scale, amax_ptr, TO, SOURCE, BITS, FLOAT32, SCALED, FUSED, AMAX, RANDOM_BITS, HARDWARE
     )
     tl.store(codes_ptr + index, codes.to(codes_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _zero(raw):
+    """Zeros, by a way through the elements that Triton does not see through, and the compiler after it does.
+
+    Triton 3.6 moves the turning of a tile from the codes to what they were widened from, if that is one thing, and so
+    computes every code twice.
+    """
+    if raw.dtype.primitive_bitwidth == 16:
+        signed = raw.to(tl.int16, bitcast=True).to(tl.int32).to(tl.uint32, bitcast=True)
+        return (signed ^ raw.to(tl.uint32)) & 0xFFFF
+    else:
+        return 0
 
 
 @triton.jit(do_not_specialize=["seed", "stream", "first_group"])
@@ -155,7 +177,8 @@ def _transposing_kernel(
     raw = tl.load(x_ptr + index, mask=mask, other=0)
     codes = _codes_and_amax(
         raw, random, scale, amax_ptr, TO, SOURCE, BITS, FLOAT32, SCALED, FUSED, AMAX, RANDOM_BITS, HARDWARE
-    ).to(codes_ptr.dtype.element_ty)
+    )
+    codes = (codes | _zero(raw)).to(codes_ptr.dtype.element_ty)
     tl.store(codes_ptr + index, codes, mask=mask)
     turned = start + column[:, None] * rows + row[None, :]
     tl.store(transposed_ptr + turned, tl.trans(codes), mask=(column < columns)[:, None] & (row < rows)[None, :])

@@ -70,8 +70,7 @@ def _places(
     inside = exists[:, None, None] & (column < block_columns)[None, None, :]
     if FLAT:
         start = block.to(tl.int64) * block_columns
-        index = start[:, None, None] + row[None, :, None] + column[None, None, :]
-        inside = inside & (row == 0)[None, :, None]
+        index = start[:, None, None] + column[None, None, :]
     else:
         across = tl.cdiv(columns, block_columns)
         down = tl.cdiv(rows, block_rows)
@@ -175,7 +174,8 @@ def _quantize_kernel(
     if RANDOM_BITS > 0:
         element = (offset + index).to(tl.uint64)
         random = random_integers_at(element, seed.to(tl.uint64), stream.to(tl.uint64), RANDOM_BITS)
-    number = meet_factor(pattern, applied[:, None, None], RULE.divides, FUSED)
+    ONE_NAN: tl.constexpr = TO.nan_positive == TO.nan_negative
+    number = meet_factor(pattern, applied[:, None, None], RULE.divides, FUSED, ONE_NAN)
     codes = code_of(number, random, TO, RANDOM_BITS, HARDWARE)
     tl.store(codes_ptr + index, codes.to(codes_ptr.dtype.element_ty), mask=inside)
 
@@ -288,7 +288,7 @@ def _largest(source: torch.Tensor, cut: _Cut, reading: dict[str, Any]) -> torch.
 
 
 class _Cut(NamedTuple):
-    """How a tensor is cut into programs; fields as in `_places`."""
+    """How a tensor is cut into programs; fields as in `_places`. FLAT has TALL = 1."""
 
     blocks: int
     rows: int

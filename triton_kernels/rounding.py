@@ -42,6 +42,8 @@ def encode(bits, random, to: tl.constexpr, RANDOM_BITS: tl.constexpr):
     """
     MAGNITUDE: tl.constexpr = 0x7FFFFFFF if bits.dtype == tl.uint32 else 0x7FFFFFFFFFFFFFFF
     magnitude = bits & MAGNITUDE
+    if bits.dtype == tl.uint32 and _limits_first(to):
+        return _encode_limited(bits, magnitude, to)
     negative = bits > MAGNITUDE
     counting = _round_magnitude(magnitude, negative, random, to, RANDOM_BITS)
     code = counting.to(tl.uint32) - to.offset
@@ -55,6 +57,41 @@ def encode(bits, random, to: tl.constexpr, RANDOM_BITS: tl.constexpr):
         else:
             below_zero = code | to.sign_bit if to.sign_bit != 0 else tl.full(code.shape, to.below, tl.uint32)
         return tl.where(negative, _finish(below_zero, counting, magnitude, True, to), positive)
+
+
+@triton.constexpr_function
+def _limits_first(to):
+    """Whether `_encode_limited` gives the codes: `_round_by_adder` does, the largest number takes the place of all above
+    it, and no code but that of NaN depends on more than the magnitude's code and the sign."""
+    to = Conversion(*to)
+    largest = (to.overflow_positive, to.infinity_positive) == (to.max_code, to.max_code)
+    lowest = {to.overflow_negative, to.infinity_negative} == {to.max_code | to.sign_bit}
+    one_nan = to.nan_negative in (to.nan_positive, to.nan_positive | to.sign_bit)
+    signed = to.sign_bit != 0 and not to.twos_complement
+    return _adder_rounds(to) and largest and lowest and one_nan and signed and to.max_code >> to.mantissa_bits > 0
+
+
+@triton.jit
+def _encode_limited(bits, magnitude, to: tl.constexpr):
+    """`encode` where numbers above the largest, and infinities, may be taken for the largest before they are rounded."""
+    LEAST: tl.constexpr = (to.emin + 126) << 23
+    LARGEST: tl.constexpr = LEAST + (to.max_code << (23 - to.mantissa_bits))
+    code = _round_by_adder(tl.minimum(magnitude, LARGEST), to)
+    SHIFT: tl.constexpr = _shift_of_sign(to)
+    sign = bits >> SHIFT & to.sign_bit
+    if to.negative_zero == 0:
+        sign = tl.where(code == 0, code, sign)
+    is_nan = magnitude > 0x7F800000
+    if to.nan_negative == to.nan_positive:
+        return tl.where(is_nan, tl.full([], to.nan_positive, tl.uint32), code | sign)
+    else:
+        return tl.where(is_nan, tl.full([], to.nan_positive, tl.uint32), code) | sign
+
+
+@triton.constexpr_function
+def _shift_of_sign(to):
+    """From the sign of a float32 pattern down to that of a code."""
+    return 32 - int(Conversion(*to).sign_bit).bit_length()
 
 
 @triton.constexpr_function
