@@ -21,8 +21,9 @@ class Backend:
     """One implementation of one operation.
 
     Attributes:
-        op: "cast", "encode", "decode", "quantize", "matmul" (codes, with an order of additions) or "gemm" (by recipe).
-        name: "simulate", "triton" or "cuda".
+        op: "cast", "encode", "decode", "encode_scaled", "quantize", "matmul" (codes, with an order of additions) or
+            "gemm" (by recipe).
+        name: "simulate", "triton", "triton_hardware" or "cuda".
         target: what the code runs on, in words.
         devices: torch device types it takes.
         converts: "integer arithmetic", or "hardware conversion" where an instruction does the rounding.
@@ -84,6 +85,7 @@ def _cuda_device_missing() -> str | None:
 _MISSING: dict[str, Callable[[], str | None]] = {
     "simulate": _nothing,
     "triton": _triton_missing,
+    "triton_hardware": _triton_missing,
     "cuda": _cuda_missing,
 }
 
@@ -91,14 +93,22 @@ _INTEGER = "integer arithmetic"
 _CASTS = ("cast", "encode", "decode")
 _SIMULATED = ("C++", ("cpu",), _INTEGER)
 _TRITON = ("Triton 3.6, sm_80 and later; the interpreter on a CPU", ("cuda", "cpu"), _INTEGER)
+_CVT = ("Triton 3.6, cvt.rn.satfinite of sm_90 and later", ("cuda", "cpu"), "hardware conversion")
 _CUDA = ("CUDA C++, sm_80 and later", ("cuda",), _INTEGER)
 
 BACKENDS: tuple[Backend, ...] = (
     *(Backend(op, "simulate", *_SIMULATED, "bitwise", f"fp8sim.casting:{op}") for op in _CASTS),
+    Backend("encode_scaled", "simulate", *_SIMULATED, "bitwise", "fp8sim.simulate.encode_scaled:encode_scaled"),
     Backend("quantize", "simulate", *_SIMULATED, "bitwise", "fp8sim.quantizers:quantize"),
     Backend("matmul", "simulate", *_SIMULATED, "bitwise", "fp8sim.simulate.tensor_core:matmul"),
     Backend("gemm", "simulate", *_SIMULATED, "exact-sum", "fp8sim.simulate.matmul:gemm"),
     *(Backend(op, "triton", *_TRITON, "bitwise", f"fp8sim.triton_kernels.cast:{op}") for op in _CASTS),
+    Backend("encode_scaled", "triton", *_TRITON, "bitwise", "fp8sim.triton_kernels.encode_scaled:encode_scaled"),
+    Backend("quantize", "triton", *_TRITON, "bitwise", "fp8sim.triton_kernels.quantize:quantize"),
+    *(
+        Backend(op, "triton_hardware", *_CVT, "bitwise", f"fp8sim.triton_kernels.hardware:{op}")
+        for op in ("encode", "encode_scaled", "quantize")
+    ),
     Backend("matmul", "triton", *_TRITON, "bitwise", "fp8sim.triton_kernels.tensor_core:matmul"),
     Backend("gemm", "triton", *_TRITON, "exact-sum", "fp8sim.triton_kernels.gemm:gemm"),
     *(Backend(op, "cuda", *_CUDA, "bitwise", f"fp8sim.cuda:{op}") for op in _CASTS),
@@ -127,7 +137,8 @@ _chosen: str | None = None
 
 @contextlib.contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Run every operation called inside the `with` block on backend `name` ("simulate", "triton" or "cuda").
+    """Run every operation called inside the `with` block on backend `name`: "simulate", "triton", "cuda", or
+    "triton_hardware", which encodes and quantizes to E4M3 and E5M2 by the GPU's own conversion and refuses the rest.
 
     The choice is made when an operation runs forward; its backward pass keeps it. It holds for the whole process, other
     threads included. ValueError for an unknown name.

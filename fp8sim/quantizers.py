@@ -126,7 +126,7 @@ class Quantizer:
         factors = scaling.factors(scaling.block_amax(bits, granularity), self.format, self.scale)
 
         def scaled(bits: NDArray[Any], factors: NDArray[np.float64]) -> NDArray[np.float64]:
-            return _apply(casting.decode(bits, FLOAT32, dtype="float64"), factors, divide=divide)
+            return apply_factors(casting.decode(bits, FLOAT32, dtype="float64"), factors, divide=divide)
 
         applied = casting.decode(factors.applied.view(np.uint32), FLOAT32, dtype="float64")
         blocks = _in_slabs(scaled, granularity.split(bits), applied, "float64")
@@ -165,7 +165,7 @@ def _in_slabs(
     return result.reshape(blocks.shape)
 
 
-def _apply(values: NDArray[np.float64], factors: NDArray[np.float64], *, divide: bool) -> NDArray[np.float64]:
+def apply_factors(values: NDArray[np.float64], factors: NDArray[np.float64], *, divide: bool) -> NDArray[np.float64]:
     """values * factors or values / factors in binary64. A NaN among the values keeps its sign, others are positive."""
     with np.errstate(all="ignore"):
         result: NDArray[np.float64] = np.divide(values, factors) if divide else np.multiply(values, factors)
@@ -180,7 +180,7 @@ class QuantizedTensor:
     """Codes and the scale factors that multiply them.
 
     Attributes:
-        codes: [...], NumPy array or CPU tensor, uint8 (uint16 above 8 bits, uint32 above 16), one code per element.
+        codes: [...], NumPy array or tensor, uint8 (uint16 above 8 bits, uint32 above 16), one code per element.
         scales: `Granularity.scale_shape`: float32 factors, or codes of `quantizer.scale.store`; None without factor.
         quantizer: what made them.
         dtype: the name of the dtype that was quantized, which `dequantize` restores.
@@ -218,6 +218,12 @@ class QuantizedTensor:
         """Bytes used in storage: packed codes and all scale factors."""
         return sum(int(part.nbytes) for part in (self.packed(), self.scales, self.tensor_scale) if part is not None)
 
+    def cpu(self) -> QuantizedTensor:
+        """The same on the CPU, where all that follows here is computed; NumPy arrays are there already."""
+        parts = (self.codes, self.scales, self.tensor_scale)
+        codes, scales, tensor = (part.cpu() if hasattr(part, "cpu") else part for part in parts)
+        return QuantizedTensor(codes, scales, self.quantizer, self.dtype, tensor)
+
     def packed(self) -> Any:
         """The codes [..., C] packed by `pack`; of formats above 8 bits, the codes themselves."""
         bits = self.quantizer.format.bits
@@ -234,7 +240,7 @@ class QuantizedTensor:
         factors = _decode_scales(self.scales, self.quantizer.scale.store)
         if self.tensor_scale is None:
             return factors
-        return np.asarray(_apply(factors, _decode_scales(self.tensor_scale, FLOAT32), divide=False))
+        return np.asarray(apply_factors(factors, _decode_scales(self.tensor_scale, FLOAT32), divide=False))
 
     def dequantize(self, dtype: Any = None) -> Any:
         """The numbers [...] that were quantized, nearly: code times factor, exact, then rounded once to `dtype`.
@@ -246,7 +252,12 @@ class QuantizedTensor:
 
         Returns:
             [...], of the kind of `codes`.
+
+        Raises:
+            ValueError: codes on a GPU. TypeError: no such dtype.
         """
+        if getattr(self.codes, "is_cuda", False):
+            raise ValueError("codes are on a GPU, and dequantize computes on the CPU: call .cpu() first")
         name, fmt = self.dtype if dtype is None else _float_name(dtype), self.quantizer.format
         if self.quantizer.scale is None:
             return casting.decode(self.codes, fmt, dtype=name)
@@ -254,7 +265,7 @@ class QuantizedTensor:
         codes = granularity.split(np.asarray(self.codes))
 
         def numbers(codes: NDArray[Any], factors: NDArray[np.float64]) -> NDArray[Any]:
-            return _rounded(_apply(casting.decode(codes, fmt, dtype="float64"), factors, divide=False), name)
+            return _rounded(apply_factors(casting.decode(codes, fmt, dtype="float64"), factors, divide=False), name)
 
         blocks = _in_slabs(numbers, codes, self.scale_inv(), _PATTERNS[name])
         return _as_dtype(granularity.join(blocks, self.shape), name, self.codes)

@@ -236,9 +236,7 @@ def test_bad_input_says_what_is_wrong() -> None:
         fp8sim.quantize(torch.arange(32), "mxfp8")
     with pytest.raises(ValueError, match="unknown format 'mxfp9'.*or one of the quantizers mxfp8_e4m3"):
         fp8sim.quantize(torch.zeros(32), "mxfp9")
-    with pytest.raises(ValueError, match=r"x is on meta: quantize runs on the CPU alone; pass x\.cpu\(\)"):
-        fp8sim.quantize(torch.zeros(32, device="meta"), "mxfp8")
-    with fp8sim.use_backend("triton"), pytest.raises(ValueError, match="quantize has no backend 'triton'"):
+    with fp8sim.use_backend("cuda"), pytest.raises(ValueError, match="quantize has no backend 'cuda'"):
         fp8sim.quantize(torch.zeros(32), "mxfp8")
     quantized = fp8sim.quantize(torch.zeros(2, 64), "mxfp8")
     with pytest.raises(TypeError, match="dtype='int8': use one of float32"):

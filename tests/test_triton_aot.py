@@ -94,6 +94,8 @@ def check_machine_code(name, report):
     assert report["shared"] <= SHARED_MEMORY[architecture]
     if kernel.startswith("matmul") and not kernel.endswith("merge"):
         check_products(architecture, kernel, report["opcodes"], families)
+    elif kernel.startswith("hardware"):
+        check_conversion(report["opcodes"])
     elif not kernel.startswith("matmul"):
         check_integer_arithmetic(name, report, families)
 
@@ -107,12 +109,32 @@ def check_products(architecture, kernel, opcodes, families):
     assert any(re.fullmatch(LOADS[architecture], opcode) for opcode in opcodes), f"no load {LOADS[architecture]}"
 
 
+def check_conversion(opcodes):
+    assert any(opcode.startswith("F2FP") and "E4M3" in opcode for opcode in opcodes), f"no F2FP in {sorted(opcodes)}"
+    check_memory(opcodes)
+
+
 def check_integer_arithmetic(name, report, families):
-    """No conversion between floating-point types, whatever the formats: what is left makes integers floating-point."""
-    assert not {"F2F", "F2FP", "F2I"} & set(families)
-    assert not re.search(r"cvt\.\w+(\.satfinite)?\.(e4m3|e5m2|bf16|f16)", report["ptx"])
-    wide = [opcode for opcode in report["opcodes"] if re.match(r"LDG\.E\.(64|128)$", opcode)]
-    assert wide, f"loads of {name} are narrow"
+    """No conversion between floating-point types but binary32 and binary64, whatever the formats, and none to integers:
+    what is left makes integers floating-point. No two operations in one, and subnormals stay."""
+    assert "F2FP" not in families
+    conversions = re.findall(r"cvt(?:\.\w+)*\.\w+\.(?:f|bf|e)\d\w*", report["ptx"])
+    assert set(conversions) <= {"cvt.f64.f32", "cvt.rn.f32.f64"}, conversions
+    assert not re.search(r"\bfma\b|\.ftz", report["ptx"])
+    assert "mul.f32" not in report["ptx"], "a product that ptxas may fuse with a sum"
+    if "encode_scaled" in name or "quantize" in name or "amax" in name:
+        check_memory(report["opcodes"])
+    else:
+        wide = [opcode for opcode in report["opcodes"] if re.match(r"LDG\.E\.(64|128)$", opcode)]
+        assert wide, f"loads of {name} are narrow"
+
+
+def check_memory(opcodes):
+    """Elements are read 16 bytes at a time, and codes written so; other loads and stores are of single factors."""
+    loads, stores = ({o: n for o, n in opcodes.items() if o.startswith(kind)} for kind in ("LDG.E", "STG.E"))
+    assert loads.pop("LDG.E.128", 0) >= 2, f"loads are {loads}"
+    assert sum(loads.values()) <= 2, f"loads are {loads}"
+    assert sum(n for opcode, n in stores.items() if opcode != "STG.E.128") <= 2, f"stores are {stores}"
 
 
 def count_families(opcodes):

@@ -24,7 +24,8 @@ import torch
 import triton
 import triton.language as tl
 
-from fp8sim.triton_kernels import cast, encode_scaled, matmul, quantize
+from fp8sim import quantizers
+from fp8sim.triton_kernels import cast, encode_scaled, hardware, launching, matmul, quantize
 
 CASES: dict[str, tuple[int, Callable[[], object]]] = {}
 """What to compile: name -> (compute capability, a call of a launcher)."""
@@ -61,9 +62,44 @@ def define_cases() -> None:
     }
     for capability, (name, call) in itertools.product((80, 90), casts.items()):
         CASES[f"sm_{capability} {name}"] = capability, call
+    for capability, (name, call) in itertools.product((80, 90), fused_casts(bf16).items()):
+        CASES[f"sm_{capability} {name}"] = capability, call
+    fast = {"amax": True, "transpose": True}
+    CASES["sm_90 hardware encode_scaled"] = 90, partial(hardware.encode_scaled, matrix(bf16), "e4m3", 0.5, **fast)
+    CASES["sm_90 hardware quantize fp8_1x128"] = (
+        90,
+        partial(hardware.quantize, matrix(bf16), quantizers.parse("fp8_1x128")),
+    )
     for capability, (a, b) in itertools.product((80, 90), [(e4m3, e4m3), (e5m2, e4m3), (bf16, bf16), (fp16, fp16)]):
         define_matmuls(capability, a, b)
     CASES["sm_90 matmul e4m3 x e4m3, exact"] = 90, lambda: exact_product_kernel[(1,)](x16.view(e4m3), x32)
+
+
+def matrix(dtype: torch.dtype) -> torch.Tensor:
+    return torch.zeros(1024, 1024, dtype=dtype)
+
+
+def fused_casts(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
+    """Each kernel of `encode_scaled` and `quantize` as it is launched for a matrix of `dtype`."""
+    x, scale = matrix(dtype), torch.ones(())
+    cases: dict[str, Callable[[], object]] = {
+        "encode_scaled e4m3": partial(encode_scaled.encode_scaled, x, "e4m3", scale, amax=True),
+        "encode_scaled e4m3, transposed": partial(
+            encode_scaled.encode_scaled, x, "e4m3", scale, amax=True, transpose=True
+        ),
+        "encode_scaled e4m3, fused": partial(encode_scaled.encode_scaled, x, "e4m3", scale, fused=True),
+        "amax": partial(largest, x),
+    }
+    for name in ("mxfp8", "nvfp4_te", "nvfp4", "fp8_1x128", "fp8_128x128", "fp8_row_torchao", "fp8_tensor_te"):
+        cases[f"quantize {name}"] = partial(quantize.quantize, x, quantizers.parse(name))
+    return cases
+
+
+def largest(x: torch.Tensor) -> torch.Tensor:
+    whole = (1, 1, x.numel(), 1, x.numel())
+    return quantize._largest(
+        launching.raw_bits(x), quantize._Cut.of(whole, None), {"SOURCE": None, "WIDE_SOURCE": None}
+    )
 
 
 def define_matmuls(capability: int, a: torch.dtype, b: torch.dtype) -> None:
@@ -155,7 +191,7 @@ def launches_compiled() -> Iterator[list[Any]]:
         return compiled[-1]
 
     JITFunction.run = compile_only
-    for module in (cast, encode_scaled, matmul, quantize):
+    for module in (cast, encode_scaled, hardware, matmul, quantize):
         module.require_device = lambda argument, x: None
     yield compiled
     JITFunction.run = run

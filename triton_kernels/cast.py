@@ -195,7 +195,9 @@ def _launch(
     constants = {"SOURCE": source, "TO": to, "BACK": False, "RESULT": None, "BITS": bits, "RANDOM_BITS": random.bits}
     constants |= {name.upper(): value for name, value in rest.items()}
     with torch.cuda.device_of(x):
-        _convert_kernel[grid](raw_bits(x), raw_bits(target), x.numel(), *random[:4], **constants, BLOCK=block, num_warps=4)
+        _convert_kernel[grid](
+            raw_bits(x), raw_bits(target), x.numel(), *random[:4], **constants, BLOCK=block, num_warps=4
+        )
     if target is not out:
         return out.copy_(target)
     torch.autograd.graph.increment_version(out)

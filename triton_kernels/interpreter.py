@@ -336,7 +336,7 @@ def _speed_up(interpreter: Any) -> None:
     builder, handle = interpreter.InterpreterBuilder, interpreter.TensorHandle
 
     def truth(mask: Any) -> Array:
-        """A mask that NumPy takes as one: where a comparison of scalars enters, the stock interpreter's are integers."""
+        """As NumPy takes a mask: those that a comparison of scalars enters are integers in the stock interpreter."""
         chosen: Array = mask.data.astype(np.bool_, copy=False)
         return chosen
 

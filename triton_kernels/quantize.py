@@ -78,7 +78,9 @@ def _places(
         block_row = block // across
         top = (block_row % down).to(tl.int64) * block_rows
         first_row = (block_row // down).to(tl.int64) * rows + top
-        index = (first_row[:, None] + row[None, :])[:, :, None] * columns + (left[:, None] + column[None, :])[:, None, :]
+        index = (first_row[:, None] + row[None, :])[:, :, None] * columns + (left[:, None] + column[None, :])[
+            :, None, :
+        ]
         inside = inside & ((row < block_rows)[None, :] & (top[:, None] + row[None, :] < rows))[:, :, None]
         inside = inside & (left[:, None] + column[None, :] < columns)[:, None, :]
     return block, exists, index, inside, part
@@ -206,15 +208,18 @@ def quantize(
             unused.
         RuntimeError: x is on a device where no kernel runs.
     """
-    return launch(x, quantizer, None, tile, seed=seed, stream=stream, offset=offset, random_bits=random_bits)
+    conversion = resolve(quantizer.format, quantizer.rounding, quantizer.overflow)
+    random = random_integers_of(conversion, seed, stream, offset, random_bits)
+    return launch(x, quantizer, None, tile, random)
 
 
-def launch(x: torch.Tensor, quantizer: Quantizer, hardware: Any, tile: int | None, **random: Any) -> QuantizedTensor:
+def launch(
+    x: torch.Tensor, quantizer: Quantizer, hardware: Any, tile: int | None, drawn: RandomIntegers
+) -> QuantizedTensor:
     """`quantize`, where `hardware` is the type that the GPU's instruction converts to, or None for integers."""
     float_type("x", x)
     require_device("x", x)
     conversion = resolve(quantizer.format, quantizer.rounding, quantizer.overflow)
-    drawn = random_integers_of(conversion, **random)
     name = str(x.dtype).removeprefix("torch.")
     if quantizer.scale is None:
         codes, _, _ = launch_encode(x, quantizer.format, conversion, None, drawn, Outputs(), hardware=hardware)
@@ -247,7 +252,10 @@ def _quantized(
     kept = torch.float32 if spec.store == FLOAT32 else torch.uint8
     stored = torch.empty(cut.blocks, dtype=kept, device=x.device)
     tensor = torch.empty((), dtype=torch.float32, device=x.device) if rule.has_two_levels else None
-    reading = {"SOURCE": float_type("x", x)[0], "WIDE_SOURCE": FLOAT32_CONVERSION if source.element_size() == 8 else None}
+    reading = {
+        "SOURCE": float_type("x", x)[0],
+        "WIDE_SOURCE": FLOAT32_CONVERSION if source.element_size() == 8 else None,
+    }
     with torch.cuda.device_of(x):
         whole = None
         if rule.has_two_levels:

@@ -61,8 +61,8 @@ def encode(bits, random, to: tl.constexpr, RANDOM_BITS: tl.constexpr):
 
 @triton.constexpr_function
 def _limits_first(to):
-    """Whether `_encode_limited` gives the codes: `_round_by_adder` does, the largest number takes the place of all above
-    it, and no code but that of NaN depends on more than the magnitude's code and the sign."""
+    """Whether `_encode_limited` gives the codes: `_round_by_adder` does, the largest number takes the place of all
+    above it, and no code but that of NaN depends on more than the magnitude's code and the sign."""
     to = Conversion(*to)
     largest = (to.overflow_positive, to.infinity_positive) == (to.max_code, to.max_code)
     lowest = {to.overflow_negative, to.infinity_negative} == {to.max_code | to.sign_bit}
@@ -73,7 +73,7 @@ def _limits_first(to):
 
 @triton.jit
 def _encode_limited(bits, magnitude, to: tl.constexpr):
-    """`encode` where numbers above the largest, and infinities, may be taken for the largest before they are rounded."""
+    """`encode` where numbers above the largest, and infinities, may be taken for the largest before rounding."""
     LEAST: tl.constexpr = (to.emin + 126) << 23
     LARGEST: tl.constexpr = LEAST + (to.max_code << (23 - to.mantissa_bits))
     code = _round_by_adder(tl.minimum(magnitude, LARGEST), to)

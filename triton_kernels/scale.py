@@ -24,7 +24,7 @@ from fp8sim.triton_kernels.rounding import decode, encode
 
 
 class ScaleConstants(NamedTuple):
-    """A rule and an element format as numbers: all that the kernels read. Floats are float32 numbers, but for `ends`."""
+    """A rule and an element format as numbers: all that kernels read. Floats are float32 numbers, but for `ends`."""
 
     rule: str
     order: str

@@ -29,11 +29,17 @@ def _run(
 ) -> torch.Tensor:
     """Call the implementation of `op` on backend `on`; 64-bit patterns arrive as int64."""
     fmt, options = _parse(policy)
-    if seed is not None:
-        options |= {"seed": int(seed) % 2**64, "stream": stream % 2**64, "offset": offset % 2**64}
-        options["random_bits"] = random_bits
+    options |= random_options(seed, stream, offset, random_bits)
     result: torch.Tensor = backends.row(op, on).load()(x, fmt, **options)
     return result
+
+
+def random_options(seed: torch.Tensor | None, stream: int, offset: int, random_bits: int) -> dict[str, int]:
+    """The keywords that an implementation takes; none without a seed."""
+    if seed is None:
+        return {}
+    words = {"seed": int(seed) % 2**64, "stream": stream % 2**64, "offset": offset % 2**64}
+    return words | {"random_bits": random_bits}
 
 
 def _parse(policy: str) -> tuple[str, dict[str, Any]]:
@@ -103,7 +109,7 @@ class _Random(NamedTuple):
 
 
 @constant_result
-def _policy(fmt: str | Format, rounding: Rounding | str, overflow: Overflow | str) -> tuple[str, Rounding]:
+def policy_text(fmt: str | Format, rounding: Rounding | str, overflow: Overflow | str) -> tuple[str, Rounding]:
     """The policy as one string, and its mode. ValueError for a format, mode or combination that does not exist."""
     parsed = formats.parse(fmt)
     mode, limit = member(Rounding, rounding, "rounding"), member(Overflow, overflow, "overflow")
@@ -132,8 +138,8 @@ def _arguments(
     """The arguments of the registered `op` after `x`: the seed as a tensor, 64-bit patterns as int64."""
     backend = backends.select(op, x.device.type)
     if preset is None:
-        policy, mode = _policy(fmt, rounding, overflow)
-        check(mode, *random)
+        policy, mode = policy_text(fmt, rounding, overflow)
+        return (policy, *random_arguments(mode, *random), backend)
     else:
         policy = _preset(fmt, preset, rounding, overflow)
         presets.check_alone(preset, Rounding.TIES_TO_EVEN, Overflow.SATURATE, random._asdict())
@@ -142,8 +148,15 @@ def _arguments(
                 f"preset={preset!r} needs the simulator, and this would run on {backend!r}: use a CPU tensor, and "
                 f"use_backend('simulate')"
             )
-    places = (signed64(name, getattr(random, name)) for name in ("stream", "offset"))
-    return (policy, _seed_tensor(random.seed), *places, random.random_bits, backend)
+    return (policy, None, 0, 0, random.random_bits, backend)
+
+
+def random_arguments(
+    mode: Rounding, seed: int | torch.Tensor | None, stream: int, offset: int, random_bits: int
+) -> tuple[torch.Tensor | None, int, int, int]:
+    """Which random bits a registered op draws: the seed as a tensor, 64-bit patterns as int64. Raises as `check`."""
+    check(mode, seed, stream, offset, random_bits)
+    return _seed_tensor(seed), signed64("stream", stream), signed64("offset", offset), random_bits
 
 
 def _seed_tensor(seed: int | torch.Tensor | None) -> torch.Tensor | None:
@@ -208,7 +221,7 @@ def cast(
     arguments = _arguments("cast", x, fmt, rounding, overflow, preset, random)
     if out is not None:
         return _cast_into(x, arguments, out, random)
-    grad_policy = None if grad_format is None else _policy(grad_format, Rounding.TIES_TO_EVEN, Overflow.SATURATE)[0]
+    grad_policy = None if grad_format is None else policy_text(grad_format, Rounding.TIES_TO_EVEN, Overflow.SATURATE)[0]
     result: torch.Tensor = _Cast.apply(x, arguments, grad_policy)  # type: ignore[no-untyped-call]
     return result
 

@@ -12,7 +12,9 @@ import safetensors
 import torch
 from safetensors.torch import save_file
 
-from fp8sim import backends, quantizers
+from fp8sim import array_memory, backends, casting, quantizers
+from fp8sim.ops.cast import random_arguments, random_options
+from fp8sim.ops.library import register
 from fp8sim.packing import unpack
 from fp8sim.quantizers import QuantizedTensor, Quantizer
 from fp8sim.scaling import FLOAT32
@@ -21,11 +23,52 @@ _FLOAT8 = ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz")
 _METADATA = "fp8sim:"
 
 
+def _impl(
+    x: torch.Tensor,
+    text: str,
+    seed: torch.Tensor | None,
+    stream: int,
+    offset: int,
+    random_bits: int,
+    backend: str,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    quantizer = quantizers.parse(text)
+    found = backends.row("quantize", backend).load()(x, quantizer, **random_options(seed, stream, offset, random_bits))
+    scales = x.new_empty(0, dtype=_scale_dtype(quantizer)) if found.scales is None else found.scales
+    whole = x.new_empty(0, dtype=torch.float32) if found.tensor_scale is None else found.tensor_scale
+    return found.codes, scales, whole
+
+
+def _fake(x: torch.Tensor, text: str, *rest: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    quantizer = quantizers.parse(text)
+    spec = quantizer.scale
+    shape = (0,) if spec is None else spec.granularity.scale_shape(tuple(x.shape))
+    two_levels = spec is not None and spec.order.has_two_levels
+    return (
+        torch.empty(x.shape, dtype=getattr(torch, casting.code_dtype(quantizer.format)), device=x.device),
+        torch.empty(shape, dtype=_scale_dtype(quantizer), device=x.device),
+        torch.empty(() if two_levels else 0, dtype=torch.float32, device=x.device),
+    )
+
+
+def _scale_dtype(quantizer: Quantizer) -> torch.dtype:
+    is_float = quantizer.scale is None or quantizer.scale.store == FLOAT32
+    return torch.float32 if is_float else torch.uint8
+
+
+_op = register(
+    "quantize(Tensor x, str quantizer, Tensor? seed, int stream, int offset, int random_bits, str backend) "
+    "-> (Tensor, Tensor, Tensor)",
+    _impl,
+    _fake,
+)
+
+
 def quantize(
     x: np.ndarray[Any, Any] | torch.Tensor,
     quantizer: str | Quantizer,
     *,
-    seed: int | None = None,
+    seed: int | torch.Tensor | None = None,
     stream: int = 0,
     offset: int = 0,
     random_bits: int = 32,
@@ -33,31 +76,34 @@ def quantize(
     """Scale and encode x; `.dequantize()` goes back.
 
     Args:
-        x: [...], a NumPy array or CPU tensor of float32, float64, float16 or bfloat16. A block's columns run along the
-            last axis; the last block of an axis holds what remains.
+        x: [...], a NumPy array or torch tensor of float32, float64, float16 or bfloat16; a CUDA tensor is quantized by
+            the Triton kernel, bit for bit as a CPU tensor. A block's columns run along the last axis; the last block of
+            an axis holds what remains.
         quantizer: a `Quantizer` or its text: "mxfp8", "nvfp4", "fp8_1x128", ... (`fp8sim.quantizers.QUANTIZERS`), or a
             format for no scale factor.
         seed, stream, offset, random_bits: as for `fp8sim.cast`, if the quantizer's mode is stochastic, as that of
             "e2m1:STOCHASTIC" is. Elements are counted in row-major order.
 
     Returns:
-        Codes and scale factors, of the kind of `x`, without gradient. Special values as `Quantizer.quantize` and the
-        quantizer's scale rule say.
+        Codes and scale factors, of the kind of `x` and on its device, without gradient. Special values as
+        `Quantizer.quantize` and the quantizer's scale rule say.
 
     Raises:
         ValueError: an unknown quantizer, too few axes, a seed that is missing or unused, stream, offset or random_bits
-            without one, a backend other than "simulate".
+            without one, a backend without the operation, a codebook (NF4) on another backend than "simulate".
         TypeError: not an array or tensor of these dtypes, a masked array, a seed that is no integer.
     """
     parsed = quantizers.parse(quantizer)
-    device = x.device.type if isinstance(x, torch.Tensor) else "cpu"
-    if device != "cpu":
-        raise ValueError(f"x is on {device}: quantize runs on the CPU alone; pass x.cpu()")
-    implementation = backends.row("quantize", backends.select("quantize", device)).load()
-    result: QuantizedTensor = implementation(
-        x, parsed, seed=seed, stream=stream, offset=offset, random_bits=random_bits
-    )
-    return result
+    if not isinstance(x, torch.Tensor):
+        row = backends.row("quantize", backends.select("quantize", "cpu"))
+        found: QuantizedTensor = row.load()(x, parsed, seed=seed, stream=stream, offset=offset, random_bits=random_bits)
+        return found
+    backend = backends.select("quantize", x.device.type)
+    rest = random_arguments(parsed.rounding, seed, stream, offset, random_bits)
+    codes, scales, whole = _op(x.detach(), str(parsed), *rest, backend)
+    two_levels = parsed.scale is not None and parsed.scale.order.has_two_levels
+    name = array_memory.dtype_name(x.dtype)
+    return QuantizedTensor(codes, None if parsed.scale is None else scales, parsed, name, whole if two_levels else None)
 
 
 def save(path: str | Path, tensors: Mapping[str, QuantizedTensor]) -> None:
