@@ -237,7 +237,8 @@ def main(names: list[str]) -> None:
             compiled.clear()
             try:
                 call()
-                reports[name] = report(compiled[-1 if name.endswith("merge") else 0])
+                is_product = "matmul" in name and not name.endswith("merge")
+                reports[name] = report(compiled[0 if is_product else -1])
             except Exception as error:
                 reports[name] = {"error": f"{type(error).__name__}: {error}"[:2000]}
     print(json.dumps(reports))

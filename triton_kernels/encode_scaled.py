@@ -73,14 +73,13 @@ def _codes_and_amax(
     if SCALED is None:
         number = widen(raw, SOURCE, BITS)
     else:
-        factor = tl.load(scale) if SCALED == "tensor" else tl.full([], scale, tl.float32)
-        factor = factor.to(tl.uint32, bitcast=True)
+        factor = (tl.load(scale) if SCALED == "tensor" else scale).to(tl.uint32)
         ONE_NAN: tl.constexpr = TO.nan_positive == TO.nan_negative
         number = meet_factor(float32_pattern(raw, SOURCE, FLOAT32), factor, False, FUSED, ONE_NAN)
     return code_of(number, random, TO, RANDOM_BITS, HARDWARE)
 
 
-@triton.jit(do_not_specialize=["seed", "stream", "first_group"])
+@triton.jit(do_not_specialize=["scale", "seed", "stream", "first_group"])
 def _flat_kernel(
     x_ptr,
     codes_ptr,
@@ -133,7 +132,7 @@ def _zero(raw):
         return 0
 
 
-@triton.jit(do_not_specialize=["seed", "stream", "first_group"])
+@triton.jit(do_not_specialize=["scale", "seed", "stream", "first_group"])
 def _transposing_kernel(
     x_ptr,
     codes_ptr,
@@ -286,18 +285,21 @@ def launch(
 
 
 def _factor(scale: Any, x: torch.Tensor) -> tuple[Any, str | None]:
-    """The kernel's argument, and what it is: None, a float32 number, or the memory of one."""
+    """The kernel's argument, and what it is: None, a float32 pattern, or the memory of one.
+
+    Not a float: of those the interpreter drops the sign of zero.
+    """
     if scale is None:
         return None, None
     if not isinstance(scale, torch.Tensor):
         with np.errstate(over="ignore"):
-            return float(np.float32(float(scale))), "number"
+            return int(np.float32(float(scale)).view(np.int32)), "number"
     if scale.dtype != torch.float32 or scale.numel() != 1 or scale.device != x.device:
         raise ValueError(
             f"scale must be a float, or one float32 number on x's device {x.device}: got {scale.dtype} "
             f"{list(scale.shape)} on {scale.device}"
         )
-    return scale.detach().resolve_neg(), "tensor"
+    return scale.detach().resolve_neg().view(torch.int32), "tensor"
 
 
 def _flat_block(block: int | None, elements: int) -> int:
