@@ -235,7 +235,7 @@ def test_the_operation_compiles_and_takes_a_seed() -> None:
         return first, encode_scaled(x, "e5m2", 3.0, rounding="stochastic", seed=seed, offset=5).codes
 
     x, scale, seed = numbers(5, 70), torch.tensor(0.3), torch.tensor(7)
-    first, second = torch.compile(step, backend="aot_eager", fullgraph=True)(x, scale, seed)
+    first, second = torch.compile(step, backend="eager", fullgraph=True)(x, scale, seed)
     assert all(map(same_bits, first, simulated(x, "e4m3", scale, amax=True, transpose=True)))
     assert same_bits(second, simulated(x, "e5m2", 3.0, rounding="stochastic", seed=7, offset=5)[0])
 
