@@ -306,7 +306,7 @@ class _Cut(NamedTuple):
     parts_across: int
     parts: int
     flat: bool
-    count: int
+    together: int
     tall: int
     wide: int
 
@@ -330,11 +330,11 @@ class _Cut(NamedTuple):
 
     @property
     def programs(self) -> int:
-        return int(triton.cdiv(self.blocks, self.count) * self.parts)
+        return int(triton.cdiv(self.blocks, self.together) * self.parts)
 
     @property
     def warps(self) -> int:
-        return 4 if self.count * self.tall * self.wide <= TILE else 8
+        return 4 if self.together * self.tall * self.wide <= TILE else 8
 
     @property
     def arguments(self) -> tuple[int, ...]:
@@ -342,8 +342,8 @@ class _Cut(NamedTuple):
 
     @property
     def constants(self) -> dict[str, Any]:
-        number = tl.int32 if self.blocks + self.count < 1 << 31 else tl.int64
-        found = {"FLAT": self.flat, "NUMBER": number, "COUNT": self.count, "TALL": self.tall, "WIDE": self.wide}
+        number = tl.int32 if self.blocks + self.together < 1 << 31 else tl.int64
+        found = {"FLAT": self.flat, "NUMBER": number, "COUNT": self.together, "TALL": self.tall, "WIDE": self.wide}
         return found
 
 

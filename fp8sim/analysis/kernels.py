@@ -58,6 +58,40 @@ def check_cast(backend: Backend, device: str, elements: int) -> Comparison:
     return total
 
 
+def check_encode_scaled(backend: Backend, device: str, elements: int) -> Comparison:
+    """Codes of random data with special values times a factor, transposed codes and amax: every bit the simulator's."""
+    simulate = backend_row("encode_scaled", "simulate").load()
+    total, x = NOTHING, _data()
+    for fmt in ("e4m3", "e5m2"):
+        for scale in (None, 0.3):
+            actual = backend.load()(x.to(device), fmt, scale, amax=True, transpose=True)
+            expected = simulate(x, fmt, scale, amax=True, transpose=True)
+            for what, a, e in zip(("codes", "transposed codes", "amax"), actual, expected, strict=True):
+                total += bitwise(f"encode_scaled {fmt}: {what}", a.cpu(), e)
+    return total
+
+
+def check_quantize(backend: Backend, device: str, elements: int) -> Comparison:
+    """Codes and factors of random data with special values by MX, NVFP4, block, row and tensor quantizers."""
+    narrow = () if backend.converts == "hardware conversion" else ("mxfp4", "nvfp4", "nvfp4_te", "nvfp4_torchao")
+    total, x = NOTHING, _data()
+    for name in ("mxfp8", "fp8_1x128", "fp8_128x128", "fp8_row_torchao", "fp8_tensor_te", *narrow):
+        actual = backend.load()(x.to(device), quantizers.parse(name)).cpu()
+        expected = quantizers.parse(name).quantize(x)
+        for part in ("codes", "scales", "tensor_scale"):
+            if getattr(expected, part) is not None:
+                total += bitwise(f"quantize {name}: {part}", getattr(actual, part), getattr(expected, part))
+    return total
+
+
+def _data() -> torch.Tensor:
+    """[300, 1000], no multiple of a tile: random numbers of many magnitudes, infinity, NaN and a row of zeros."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(300, 1000, generator=generator) * torch.exp2(torch.randint(-20, 21, (300, 1), generator=generator))
+    x[1, 7], x[2, 8], x[3, -1], x[4] = torch.inf, -torch.inf, torch.nan, 0.0
+    return x
+
+
 def check_gemm(backend: Backend, device: str, elements: int) -> Comparison:
     """FP8 GEMMs with ragged sizes: exact sums and impulses bit for bit, other data within the error bound.
 
@@ -110,6 +144,8 @@ def exact_sum_operands(m: int, n: int, k: int, generator: torch.Generator) -> tu
 
 _CHECKS: dict[str, tuple[str, Callable[[Backend, str, int], Comparison]]] = {
     "cast": ("e4m3", check_cast),
+    "encode_scaled": ("e4m3, e5m2", check_encode_scaled),
+    "quantize": ("mx, nvfp4, block, row, tensor", check_quantize),
     "gemm": ("e4m3, e5m2", check_gemm),
 }
 """Operation: what its row is called after the kernel's name, and its check."""
