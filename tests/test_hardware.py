@@ -17,9 +17,11 @@ from cast_cases import (
 )
 
 import fp8sim
-from fp8sim import casting
+from fp8sim import backends, casting
 from fp8sim.formats import parse
+from fp8sim.quantizers import QUANTIZERS
 from fp8sim.rounding import Overflow, Rounding, resolve
+from fp8sim.simulate.encode_scaled import encode_scaled as simulated
 
 pytestmark = pytest.mark.gpu
 
@@ -105,3 +107,102 @@ def test_host_memory_is_refused(cuda):
         cuda.cast(host.data_ptr(), device.data_ptr(), 4, "float32", default_conversion(E4M3))
     with pytest.raises(ValueError, match="target is not memory of a CUDA device"):
         cuda.cast(device.data_ptr(), host.data_ptr(), 4, "float32", default_conversion(E4M3))
+
+
+# The Triton casts: `test_triton_cast`, `test_encode_scaled` and `test_triton_quantize` run on the device, too, where
+# there is one. Here is what the interpreter cannot prove, or takes too long for.
+
+CONVERTED = [E4M3, E5M2]
+
+
+@pytest.fixture(scope="module")
+def hardware():
+    pytest.importorskip("triton")
+    if torch.cuda.get_device_capability() < (9, 0):
+        pytest.skip("hardware conversion needs compute capability 9.0")
+    from fp8sim.triton_kernels import hardware
+
+    return hardware
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("fmt", CONVERTED, ids=str)
+def test_hardware_converts_every_16_bit_number_as_core(hardware, fmt, dtype):
+    x = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(getattr(torch, dtype))
+    assert torch.equal(hardware.encode(x.cuda(), fmt).cpu(), fp8sim.encode(x, fmt))
+
+
+@pytest.mark.parametrize("fmt", CONVERTED, ids=str)
+def test_hardware_converts_float32_as_core(hardware, fmt):
+    """2^24 patterns evenly spread, all exponents and signs; and every boundary between codes with its neighbours."""
+    spread = (torch.arange(1 << 24, dtype=torch.int64) * 256 + 77).to(torch.int32).view(torch.float32)
+    near = torch.from_numpy(inputs(fmt, "float32").copy())
+    for x in (spread, near):
+        assert torch.equal(hardware.encode(x.cuda(), fmt).cpu(), fp8sim.encode(x, fmt))
+        codes, transposed, amax = hardware.encode_scaled(x.cuda()[None], fmt, 0.3, amax=True, transpose=True)
+        expected = simulated(x[None], fmt, 0.3, amax=True, transpose=True)
+        assert torch.equal(codes.cpu(), expected[0])
+        assert torch.equal(transposed.cpu(), expected[1])
+        assert amax.isnan() == expected[2].isnan()
+
+
+ROWS = [row for row in backends.BACKENDS if row.op in ("encode_scaled", "quantize") and row.name != "simulate"]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.op}-{row.name}")
+def test_large_tensors_have_the_bits_of_the_simulator(row, dtype):
+    """Many programs at once: races between them, and layouts inside one, show here alone."""
+    x = torch.randn(2, 1000, 4104, generator=torch.Generator().manual_seed(1)).to(dtype)
+    x[0, 5, 7], x[1, 999, 4103] = torch.inf, torch.nan
+    implementation = row.load()
+    if row.op == "encode_scaled":
+        for options in ({}, {"transpose": True}):
+            actual = implementation(x.cuda(), "e4m3", 0.3, amax=True, **options)
+            expected = simulated(x, "e4m3", 0.3, amax=True, **options)
+            assert all(
+                a is e is None or torch.equal(*bits_of_both(a, e)) for a, e in zip(actual, expected, strict=True)
+            )
+        return
+    for name in QUANTIZERS:
+        fmt = QUANTIZERS[name].format
+        if name == "nf4" or (row.converts == "hardware conversion" and fmt not in CONVERTED):
+            continue
+        actual, expected = implementation(x.cuda(), QUANTIZERS[name]).cpu(), QUANTIZERS[name].quantize(x)
+        assert torch.equal(actual.codes, expected.codes), name
+        assert torch.equal(*bits_of_both(actual.scales, expected.scales)), name
+
+
+def bits_of_both(*pair):
+    return [x.cpu().contiguous().view(torch.int32) if x.dtype == torch.float32 else x.cpu() for x in pair]
+
+
+def test_nothing_waits_for_the_device():
+    """A factor on the device, amax and factors of blocks stay there."""
+    kernels = pytest.importorskip("fp8sim.triton_kernels.encode_scaled")
+    quantize = pytest.importorskip("fp8sim.triton_kernels.quantize")
+    x, scale = torch.randn(64, 4096, device="cuda"), torch.tensor(0.3, device="cuda")
+
+    def run():
+        kernels.encode_scaled(x, "e4m3", scale, amax=True, transpose=True)
+        for name in ("mxfp8_e4m3", "nvfp4", "fp8_tensor_te"):
+            quantize.quantize(x, QUANTIZERS[name])
+
+    run()  # compiles
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        run()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("transpose", [False, True])
+def test_encode_scaled_of_more_elements_than_32_bits_can_count(transpose):
+    kernels = pytest.importorskip("fp8sim.triton_kernels.encode_scaled")
+    x = torch.full((1 << 16, (1 << 15) + 8), 1.3, dtype=torch.float16, device="cuda")
+    x[-1, -1] = 7.0
+    codes, transposed, amax = kernels.encode_scaled(x, "e4m3", 1.0, amax=True, transpose=transpose)
+    last = fp8sim.encode(torch.tensor([1.3, 7.0]), "e4m3")
+    assert codes[-1, -2:].tolist() == last.tolist()
+    assert transposed is None or transposed[-1, -2:].tolist() == last.tolist()
+    assert amax.item() == 7.0
