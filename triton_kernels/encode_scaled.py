@@ -265,23 +265,47 @@ def launch(
             "AMAX": outputs.amax,
             "RANDOM_BITS": random.bits,
             "HARDWARE": hardware,
+            "num_warps": 4,
+            "enable_fp_fusion": False,  # a product is rounded before anything is added to it
         }
-        # A product that is added to something must not become one fused operation.
-        options = {"num_warps": 4, "enable_fp_fusion": False}
         with torch.cuda.device_of(x):
             if transposed is None:
-                block = _flat_block(block, x.numel() + random.skipped)
-                grid = (triton.cdiv(x.numel() + random.skipped, block),)
-                _flat_kernel[grid](
-                    raw_bits(x), codes, cell, factor, x.numel(), *random[:4], **constants, BLOCK=block, **options
-                )
+                _launch_flat(x, codes, cell, factor, random, block, constants)
             else:
-                rows, columns = x.shape[-2:]
-                tile = _tile(block)
-                grid = (x.numel() // (rows * columns) * triton.cdiv(rows, tile) * triton.cdiv(columns, tile),)
-                arguments = (raw_bits(x), codes, transposed, cell, factor, rows, columns)
-                _transposing_kernel[grid](*arguments, *random[:4], **constants, TILE=tile, **options)
+                _launch_transposing(x, codes, transposed, cell, factor, random, block, constants)
     return codes, transposed, None if cell is None else cell.view(torch.float32)
+
+
+def _launch_flat(
+    x: torch.Tensor,
+    codes: torch.Tensor,
+    cell: torch.Tensor | None,
+    factor: Any,
+    random: RandomIntegers,
+    block: int | None,
+    constants: dict[str, Any],
+) -> None:
+    elements = x.numel() + random.skipped
+    block = _flat_block(block, elements)
+    grid = (triton.cdiv(elements, block),)
+    _flat_kernel[grid](raw_bits(x), codes, cell, factor, x.numel(), *random[:4], **constants, BLOCK=block)
+
+
+def _launch_transposing(
+    x: torch.Tensor,
+    codes: torch.Tensor,
+    transposed: torch.Tensor,
+    cell: torch.Tensor | None,
+    factor: Any,
+    random: RandomIntegers,
+    block: int | None,
+    constants: dict[str, Any],
+) -> None:
+    rows, columns = x.shape[-2:]
+    tile = _tile(block)
+    grid = (x.numel() // (rows * columns) * triton.cdiv(rows, tile) * triton.cdiv(columns, tile),)
+    arguments = (raw_bits(x), codes, transposed, cell, factor, rows, columns, *random[:4])
+    _transposing_kernel[grid](*arguments, **constants, TILE=tile)
 
 
 def _factor(scale: Any, x: torch.Tensor) -> tuple[Any, str | None]:
