@@ -13,6 +13,7 @@ import torch
 pytest.importorskip("triton")
 
 import fp8sim
+from fp8sim import backends, quantizers
 from fp8sim.rounding import Overflow
 from fp8sim.triton_kernels import interpreter
 from fp8sim.triton_kernels import matmul as kernels
@@ -283,3 +284,24 @@ def test_every_fp8_number_is_multiplied_without_fp8_tensor_cores(a_dtype, b_dtyp
     a, one = torch.arange(256, dtype=torch.uint8).view(a_dtype)[:, None], torch.ones(1, 1).to(b_dtype)
     assert_same(run(a, one, config=SMALL), a.float())
     assert_same(run(one, a, config=SMALL), a.float().T)
+
+
+@pytest.mark.parametrize("quantizer", ["fp8_tensor_te", "fp8_row_torchao", "fp8_1x128", "fp8_128x128"])
+@pytest.mark.parametrize("batch", [(), (2,)])
+def test_a_gemm_with_scale_factors_is_the_product_of_what_the_quantizers_keep(quantizer, batch):
+    g = generator(7)
+    chosen = quantizers.parse(quantizer)
+    a, b = torch.randn(*batch, 40, 300, generator=g), torch.randn(*batch, 300, 50, generator=g)
+    gemm = backends.row("gemm", "triton").load()
+    actual = gemm(a.to(DEVICE), b.to(DEVICE), quantizers=(chosen, chosen), scale=0.5).cpu()
+    left, right = (x.dequantize("float64") for x in (chosen.quantize(a), chosen.quantize(b.mT.contiguous())))
+    expected, magnitude = left @ right.mT * 0.5, left.abs() @ right.abs().mT * 0.5
+    # Two factors and the scale are roundings of their own.
+    assert bool(((actual - expected).abs() <= magnitude * (300 * 2.0**-22 + 3 * 2.0**-24)).all())
+
+
+def test_a_gemm_whose_factors_the_kernel_does_not_take_is_refused():
+    gemm, chosen = backends.row("gemm", "triton").load(), quantizers.parse("mxfp8")
+    x = torch.randn(32, 64, device=DEVICE)
+    with pytest.raises(TypeError, match="mxfp8_e4m3: the Triton kernel multiplies factors of tensors, rows"):
+        gemm(x, x.T, quantizers=(chosen, chosen))

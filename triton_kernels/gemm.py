@@ -6,8 +6,9 @@ import torch
 
 from fp8sim.quantizers import Quantizer
 from fp8sim.triton_kernels import cast
-from fp8sim.triton_kernels.matmul import matmul
-from fp8sim.triton_kernels.tensor_core import DTYPES, options_of_plan
+from fp8sim.triton_kernels.matmul import Factors, is_of_blocks, matmul
+from fp8sim.triton_kernels.quantize import quantize
+from fp8sim.triton_kernels.tensor_core import DTYPES, factors_of, options_of_plan
 
 
 def gemm(
@@ -28,6 +29,8 @@ def gemm(
     Args:
         a: [..., M, K]. b: [..., K, N]; leading dimensions broadcast.
         quantizers: of a and b: to e4m3, e5m2 (mixed at will), float16 or bfloat16; None for an operand that is one.
+            Factors may be those of tensors, rows, and blocks of 1x128 and 128x128; they multiply sums, where the
+            simulator multiplies numbers before they are added.
         accumulate: "native", or a plan in whose order the kernel adds on this device.
         dtype: of the result: float32, float16 or bfloat16; None is that of `a`.
         layer, name: of the GEMM, for messages.
@@ -44,25 +47,37 @@ def gemm(
                 f"accumulate={accumulate!r} of a GEMM without quantizers: call under use_backend('simulate')"
             )
         return (torch.matmul(a, b) * scale).to(dtype or a.dtype)
-    codes_a = _codes(a, quantizers[0], f"operand a of {layer} {name}")
-    codes_b = _codes(b.mT, quantizers[1], f"operand b of {layer} {name}")
-    options = {} if accumulate == "native" else options_of_plan(codes_a, codes_b, accumulate)
-    return matmul(codes_a, codes_b, scale=scale, out_dtype=dtype or a.dtype, **options)
+    left, left_factor = _operand(a, quantizers[0], f"operand a of {layer} {name}")
+    right, right_factor = _operand(b.mT, quantizers[1], f"operand b of {layer} {name}")
+    options = {}
+    if accumulate != "native":
+        blocks = any(is_of_blocks(factor, x) for factor, x in ((left_factor, left), (right_factor, right)))
+        options = options_of_plan(left, right, accumulate, blocks=blocks)
+    return matmul(
+        left,
+        right,
+        scale=scale,
+        a_scale_inv=left_factor,
+        b_scale_inv=right_factor,
+        out_dtype=dtype or a.dtype,
+        **options,
+    )
 
 
-def _codes(x: torch.Tensor, quantizer: Quantizer | None, what: str) -> torch.Tensor:
-    """x [..., R, K] as a tensor that the kernel multiplies."""
+def _operand(x: torch.Tensor, quantizer: Quantizer | None, what: str) -> tuple[torch.Tensor, Factors]:
+    """x [..., R, K] as a tensor that the kernel multiplies, and its factors."""
     if quantizer is None:
         if x.dtype in DTYPES.values():
-            return x
+            return x, None
         raise TypeError(
             f"{what} is {x.dtype} without a quantizer, and the Triton kernel multiplies FP8, float16 and bfloat16: "
             f"choose a recipe that casts it, or call under use_backend('simulate')"
         )
-    if quantizer.scale is not None:
-        raise TypeError(f"{what} is quantized by {quantizer}, and the Triton kernel takes no scale factors of operands")
     if quantizer.format not in DTYPES:
         names = ", ".join(str(fmt) for fmt in DTYPES)
         raise TypeError(f"{what} is cast to {quantizer.format}, and the Triton kernel multiplies {names}")
-    codes = cast.encode(x, quantizer.format, rounding=quantizer.rounding, overflow=quantizer.overflow)
-    return codes.view(DTYPES[quantizer.format])
+    if quantizer.scale is None:
+        codes = cast.encode(x, quantizer.format, rounding=quantizer.rounding, overflow=quantizer.overflow)
+        return codes.view(DTYPES[quantizer.format]), None
+    quantized = quantize(x, quantizer)
+    return quantized.codes.view(DTYPES[quantizer.format]), factors_of(quantized)

@@ -77,7 +77,7 @@ def _operand(argument: str, given: Any, fmt: str | Format | None, factor: Any) -
             raise ValueError(
                 f"{argument} is a QuantizedTensor, which has a format and factors of its own: give no other"
             )
-        return _typed(argument, given.codes, given.quantizer.format), _factors_of(given)
+        return _typed(argument, given.codes, given.quantizer.format), factors_of(given)
     if not isinstance(given, torch.Tensor):
         raise TypeError(f"{argument} is a {type(given).__name__}: the Triton kernel takes tensors and QuantizedTensors")
     is_b = argument == "b"
@@ -105,17 +105,23 @@ def _typed(argument: str, x: torch.Tensor, fmt: Format | None) -> torch.Tensor:
     return x.view(dtype)
 
 
-def _factors_of(x: QuantizedTensor) -> _Factor:
+def factors_of(x: QuantizedTensor) -> _Factor:
+    """The factors of x as `kernels.matmul` takes them. TypeError for those of other blocks, or of two levels."""
     spec = x.quantizer.scale
     if spec is None:
         return None
-    if spec.order.has_two_levels:
-        raise TypeError(f"{x.quantizer} has factors of two levels, which the Triton kernel does not multiply")
-    scales = x.scales if spec.store == FORMATS["float32"] else cast.decode(x.scales, spec.store, dtype=torch.float32)
-    if spec.granularity.is_whole_tensor:
-        return torch.Tensor(scales)
-    by_row = (spec.granularity.rows, spec.granularity.columns) == (1, None)
-    return scales[..., 0] if by_row else scales
+    cut = spec.granularity
+    by_row = (cut.rows, cut.columns) == (1, None)
+    in_blocks = cut.rows in (1, kernels.PROMOTION) and cut.columns == kernels.PROMOTION
+    if spec.order.has_two_levels or not (cut.is_whole_tensor or by_row or in_blocks):
+        raise TypeError(
+            f"{x.quantizer}: the Triton kernel multiplies factors of tensors, rows, and blocks of 1x128 and 128x128; "
+            f"call under use_backend('simulate')"
+        )
+    factors: torch.Tensor = x.scales
+    if spec.store != FORMATS["float32"]:
+        factors = cast.decode(factors, spec.store, dtype=torch.float32)
+    return factors[..., 0] if by_row else factors
 
 
 def options_of_plan(a: torch.Tensor, b: torch.Tensor, plan: str | GemmPlan, *, blocks: bool = False) -> dict[str, Any]:
