@@ -1,8 +1,8 @@
 """Matrix products on a GPU against torch's, in one run: python -m benchmarks.gpu_matmul.
 
 Before a product is timed, a corner of it is compared bit for bit with what `fp8sim.matmul` predicts from the plan that
-the launch states. Operands are random numbers; kernel and peer are timed in turns by the device's own clock. Without a CUDA
-device nothing is measured, and the command says so.
+the launch states. Operands are random numbers; kernel and peer are timed in turns by the device's own clock. Without a
+CUDA device nothing is measured, and the command says so.
 """
 
 from __future__ import annotations
