@@ -17,14 +17,14 @@ import numpy as np
 import torch
 
 from fp8sim import _core, recipes
-from fp8sim.analysis import arithmetic, definitions, first_step, kernels, page, unit_scale
+from fp8sim.analysis import arithmetic, definitions, kernels, page, unit_scale
 from fp8sim.analysis.arithmetic import Row
 from fp8sim.analysis.kernels import CAST_ELEMENTS
 from fp8sim.analysis.verdicts import Verdict
 from fp8sim.compare import NOTHING, Comparison
 from fp8sim.nn import TransformerDecoder
 from fp8sim.recipes import Recipe
-from fp8sim.training import loop, text
+from fp8sim.training import first_step, loop, text
 from fp8sim.training.model import STANDARD_SIZE, ModelSize
 from fp8sim.training.scaling_check import RecipeResult, check_recipe
 from fp8sim.training.text import Sequences, Text

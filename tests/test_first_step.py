@@ -8,13 +8,13 @@ import torch
 
 import fp8sim
 from fp8sim import casting
-from fp8sim.analysis.first_step import check_first_step
 from fp8sim.compare import Comparison
 from fp8sim.formats import parse
 from fp8sim.nn import Linear, TransformerConfig, TransformerDecoder, mlp
 from fp8sim.ops import matmul as ops
 from fp8sim.recipes import RECIPES
 from fp8sim.training import loop, text
+from fp8sim.training.first_step import check_first_step
 from fp8sim.training.text import Sequences
 from fp8sim.unit_scaling import functional, rules
 from fp8sim.unit_scaling.functional import products

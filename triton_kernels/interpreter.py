@@ -336,9 +336,8 @@ def _speed_up(interpreter: Any) -> None:
     builder, handle = interpreter.InterpreterBuilder, interpreter.TensorHandle
 
     def truth(mask: Any) -> Array:
-        """As NumPy takes a mask: those that a comparison of scalars enters are integers in the stock interpreter."""
-        chosen: Array = mask.data.astype(np.bool_, copy=False)
-        return chosen
+        """As NumPy takes a mask: a descriptor's is a bare array, and a comparison of scalars makes one of integers."""
+        return np.asarray(mask.data).astype(np.bool_, copy=False)
 
     def load(self: Any, pointers: Any, mask: Any, other: Any, *hints: Any, **named_hints: Any) -> Any:
         element = pointers.get_element_ty()
