@@ -7,6 +7,7 @@ tensor([  0.3125, 288.0000, 448.0000])
 
 from importlib.metadata import version as _version
 
+from fp8sim.analysis.coordinates import coord_check
 from fp8sim.analysis.explaining import explain
 from fp8sim.backends import use_backend
 from fp8sim.formats import Codebook, Format, Nan, fixed_point
@@ -32,6 +33,7 @@ __all__ = [
     "Rounding",
     "__version__",
     "cast",
+    "coord_check",
     "decode",
     "encode",
     "explain",

@@ -163,6 +163,55 @@ def explain_command(
     raise typer.Exit(0 if explanation.classes else 1)
 
 
+@app.command("coord-check")
+def coord_check_command(
+    factory: Annotated[
+        str | None, typer.Option(help="file.py:function or package.module:function, width -> (model, optimizer).")
+    ] = None,
+    batch: Annotated[
+        str | None,
+        typer.Option(help="A function named likewise, step -> tuple of tensors (default: tokens of --text)."),
+    ] = None,
+    recipe: Annotated[str | None, typer.Option(help="Without --factory: of the decoder (default: u_mup_fp8).")] = None,
+    lr: Annotated[float | None, typer.Option(help="Without --factory: its learning rate.")] = None,
+    heads: Annotated[int | None, typer.Option(min=1, help="Without --factory: its attention heads.")] = None,
+    text: Annotated[Path | None, typer.Option(help="UTF-8 text to train on (default: Python's help topics).")] = None,
+    widths: Annotated[str, typer.Option(help="Comma-separated.")] = "64,128,256,512",
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps at each width.")] = 5,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs at each width.")] = 3,
+    expect: Annotated[
+        list[str] | None, typer.Option(help="NAME=EXPONENT of a module's own change; repeat for more (default: 0).")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for coord-check.json and coord-check.html.")] = Path(),
+    json_to: Annotated[str | None, typer.Option("--json", help="'-' prints coord-check.json instead of text.")] = None,
+) -> None:
+    """Is muP wired right? Sizes of activations, their changes, gradients and updates against width and step.
+
+    Exit code 0: no exponent fails. 2: one does, and the text names the module. 3: the input is wrong.
+    """
+    from fp8sim.training import coordinates
+
+    if json_to not in (None, "-"):
+        raise ValueError(f"--json {json_to}: only '-' (standard output); the file is written to --out anyway")
+    options = coordinates.Options(
+        factory=factory,
+        batch=batch,
+        recipe=recipe,
+        learning_rate=lr,
+        heads=heads,
+        text=text,
+        widths=coordinates.parse_widths(widths),
+        steps=steps,
+        seeds=seeds,
+        expected=coordinates.parse_expected(expect or ()),
+    )
+    with _progress(coordinates.total_advances(options)) as advance:
+        report = coordinates.run(options, advance)
+    paths = coordinates.write(report, out)
+    print(json.dumps(report.to_dict()) if json_to else report.terminal(paths))
+    raise typer.Exit(2 if report.check.verdict == "FAIL" else 0)
+
+
 def _enable_interpreter() -> None:
     """Let Triton kernels run on a machine without a GPU; must come before Triton is imported."""
     if importlib.util.find_spec("triton") is None:

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -144,6 +144,25 @@ def judge(measured: Measurements, expected: Mapping[str, float]) -> list[Finding
     return findings
 
 
+def worst(findings: Sequence[Finding]) -> Verdict:
+    """The verdict on the whole."""
+    return max((finding.verdict for finding in findings), key=SEVERITY.index)
+
+
+def reason(findings: Sequence[Finding]) -> str:
+    """Why the whole does not pass: the first cause and the names of others; empty if it does.
+
+    Without a cause, all that does not pass counts as one.
+    """
+    causes = [finding for finding in findings if finding.is_cause]
+    causes = causes or [finding for finding in findings if finding.verdict is not Verdict.PASS]
+    if not causes:
+        return ""
+    others = [finding.name for finding in causes[1:]]
+    more = f" (also {', '.join(others[:3])}{f' and {len(others) - 3} more' if len(others) > 3 else ''})"
+    return causes[0].reason + (more if others else "")
+
+
 def _allowed(
     measured: Measurements, kinds: Mapping[str, Kind], expected: Mapping[str, float]
 ) -> dict[str, tuple[float, float]]:
@@ -151,7 +170,9 @@ def _allowed(
     own = [name for name, kind in kinds.items() if kind not in (Kind.FUNCTION, Kind.LOGITS)]
     for pattern in expected:
         if not any(fnmatchcase(name, pattern) for name in own):
-            raise ValueError(f"expected={pattern!r}: no module with parameters has such a name; they are {', '.join(own)}")
+            raise ValueError(
+                f"expected={pattern!r}: no module with parameters has such a name; they are {', '.join(own)}"
+            )
     stated = {name: [value for pattern, value in expected.items() if fnmatchcase(name, pattern)] for name in own}
     return {
         name: (stated[name][0], stated[name][0]) if stated.get(name) else measured.rules.get(name, (0.0, 0.0))
@@ -216,8 +237,8 @@ _START = {
 }
 _CHANGES = {
     Kind.LOGITS: (
-        "queries and keys learn to point the same way, so that q.k grows as the width d of a head: muP divides it by d, "
-        "not by its root"
+        "queries and keys learn to point the same way, so that q.k grows as the width d of a head: muP divides it by "
+        "d, not by its root"
     ),
 }
 _ELSEWHERE = "a factor on it, or on something before it, depends on width"

@@ -67,15 +67,15 @@ class Setup:
                 f"or a factory that takes one width"
             ) from error
         model, optimizer = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
-        if optimizer is None and isinstance(model, torch.nn.Module) and self.optimizer is not None:
+        if isinstance(model, torch.nn.Module) and optimizer is None and self.optimizer is not None:
             optimizer = self.optimizer(model)
-        if not isinstance(model, torch.nn.Module) or not hasattr(optimizer, "step"):
-            got = ", ".join(type(part).__name__ for part in (made if isinstance(made, tuple) else (made,)))
-            raise ValueError(
-                f"factory({width}) returned {got}: expected a torch.nn.Module and its optimizer, (model, optimizer), "
-                f"or the model alone together with optimizer="
-            )
-        return model, optimizer
+        if isinstance(model, torch.nn.Module) and optimizer is not None and hasattr(optimizer, "step"):
+            return model, optimizer
+        got = ", ".join(type(part).__name__ for part in (made if isinstance(made, tuple) else (made,)))
+        raise ValueError(
+            f"factory({width}) returned {got}: expected a torch.nn.Module and its optimizer, (model, optimizer), "
+            f"or the model alone together with optimizer="
+        )
 
 
 def measure(setup: Setup, widths: Sequence[int], seeds: int, advance: Callable[[str], None]) -> Measurements:
@@ -169,11 +169,13 @@ def default_loss(model: torch.nn.Module, *batch: torch.Tensor) -> torch.Tensor:
     Raises:
         ValueError: neither fits.
     """
-    if callable(getattr(model, "loss", None)):
-        loss: torch.Tensor = model.loss(*batch)
-        return loss
+    own_loss: Loss | None = getattr(model, "loss", None)
+    if callable(own_loss):
+        return own_loss(*batch)
     if len(batch) != 2:
-        raise ValueError(f"batch of {len(batch)} tensors: (inputs, targets), or pass loss=, called as loss(model, *batch)")
+        raise ValueError(
+            f"batch of {len(batch)} tensors: (inputs, targets), or pass loss=, called as loss(model, *batch)"
+        )
     inputs, targets = batch
     output = first_float_tensor(model(inputs))
     if output is not None and targets.is_floating_point() and output.shape == targets.shape:

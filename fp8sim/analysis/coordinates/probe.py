@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -19,9 +20,12 @@ LOGITS = "attention logits"
 MODEL = "(model)"
 """The name of the whole."""
 
+PROPORTIONAL = 0.01
+"""The share of a tensor that may be left over where it counts as a multiple of another; bfloat16 rounds."""
+
 
 class Shapes(NamedTuple):
-    """Of a module: its first output's, and those of the parameters that it uses itself, by their names in it."""
+    """Of a module: its first output's, and those of the parameters that it uses itself, by their names in the model."""
 
     output: tuple[int, ...]
     parameters: dict[str, tuple[int, ...]]
@@ -43,12 +47,14 @@ class Probe:
     - change: the RMS of h_t - h_0.
     - own change: the RMS of what the module's own parameters do to it, f(x_t; w_t) - f(x_t; w_0) with the input x_t of
       now: the module computes its output a second time, with the parameters of the first look. It tells a wrong
-      learning rate of this module from one of a module before it.
+      learning rate of this module from one of a module before it. Biases and gains beside a weight of two or more
+      dimensions, which may learn at another rate, are taken apart, under their own names.
 
     The products of queries and keys, times their factor, that `scaled_dot_product_attention` takes the softmax of are
     recorded too, as outputs of the module that calls it. A module that returns the very tensor that one inside it has
-    returned is left out. The model runs in eval mode, without gradients; its mode comes back afterwards, and no hook
-    stays.
+    returned is left out; one that returns a multiple of what the last module inside it has returned, such as logits
+    divided by the width, is left out too, and the factor counts as that module's. The model runs in eval mode, without
+    gradients; its mode comes back afterwards, and no hook stays.
 
     Args:
         model: whose modules are looked at.
@@ -59,26 +65,28 @@ class Probe:
         self._model, self._forward = model, forward
         self._first_outputs: dict[str, list[torch.Tensor]] = {}
         self._first_parameters: dict[str, dict[str, torch.Tensor]] = {}
+        self._folded: set[str] | None = None
 
     @property
     def shapes(self) -> dict[str, Shapes]:
         """Of everything that the first look saw, in the order in which it was computed."""
-        return {
-            name: Shapes(
-                tuple(outputs[0].shape),
-                {key: tuple(value.shape) for key, value in self._first_parameters.get(name, {}).items()},
-            )
-            for name, outputs in self._first_outputs.items()
-        }
+        found: dict[str, Shapes] = {}
+        for name, outputs in self._first_outputs.items():
+            parameters, output = self._first_parameters.get(name, {}), tuple(outputs[0].shape)
+            found[name] = Shapes(output, {})
+            for part, keys in _parts(name, parameters).items():
+                found[part] = Shapes(output, {_join(name, key): tuple(parameters[key].shape) for key in keys})
+        return found
 
     def look(self) -> Sizes:
         """The sizes of now; the first look has activations alone."""
-        seen = _Pass(self._first_parameters)
+        seen = _Pass(self._first_parameters, self._folded)
         with _eval_mode(self._model), torch.no_grad(), seen.watching(self._model):
             self._forward(self._model)
         sizes: Sizes = {(name, ACTIVATION): rms(outputs) for name, outputs in seen.outputs.items()}
         if not self._first_outputs:
-            self._first_outputs, self._first_parameters = seen.outputs, _parameters_by_caller(self._model, seen.called)
+            self._first_outputs, self._folded = seen.outputs, seen.folded
+            self._first_parameters = _parameters_by_caller(self._model, seen.called)
             return sizes
         for name, outputs in seen.outputs.items():
             first = self._first_outputs.get(name, [])
@@ -102,19 +110,38 @@ def _parameters_by_caller(model: torch.nn.Module, called: Collection[str]) -> di
         user = name.rpartition(".")[0]
         while user not in called and user:
             user = user.rpartition(".")[0]
-        owned.setdefault(user, {})[name.removeprefix(f"{user}.")] = parameter.detach().clone()
+        owned.setdefault(user or MODEL, {})[name.removeprefix(f"{user}.")] = parameter.detach().clone()
     return owned
+
+
+def _parts(name: str, parameters: Mapping[str, torch.Tensor]) -> dict[str, list[str]]:
+    """What of a module's parameters is looked at together: those of two or more dimensions, and each other by itself.
+
+    Where there are none of two dimensions, all are one part. The module's name stands for the first part.
+    """
+    weights = [key for key, value in parameters.items() if value.ndim >= 2]
+    if not weights:
+        return {name: list(parameters)} if parameters else {}
+    return {name: weights} | {_join(name, key): [key] for key in parameters if key not in weights}
+
+
+def _join(name: str, key: str) -> str:
+    return key if name == MODEL else f"{name}.{key}"
 
 
 class _Pass:
     """One forward pass under observation."""
 
-    def __init__(self, first_parameters: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+    def __init__(
+        self, first_parameters: Mapping[str, Mapping[str, torch.Tensor]], folded: Collection[str] | None
+    ) -> None:
         self.outputs: dict[str, list[torch.Tensor]] = {}
         self.own_changes: dict[str, list[torch.Tensor]] = {}
+        self.called: set[str] = set()
+        self.folded = set(folded or ())
+        self._decides_folds = folded is None
         self._first_parameters = first_parameters
         self._running: list[str] = []
-        self.called: set[str] = set()
         self._returned: list[torch.Tensor] = []  # kept alive, so that no other tensor gets the same identity
         self._is_repeating = False
 
@@ -145,27 +172,55 @@ class _Pass:
                 return
             self._running.pop()
             result = first_float_tensor(output)
-            is_bare = next(module.parameters(recurse=False), None) is None
-            if result is None or (is_bare and any(result is other for other in self._returned)):
-                return
-            self._returned.append(result)
-            self.outputs.setdefault(name or MODEL, []).append(result.detach().clone())
-            before = self._first_parameters.get(name)
-            if before:
-                repeated = first_float_tensor(self._repeat(module, before, args, kwargs))
-                assert repeated is not None
-                self.own_changes.setdefault(name or MODEL, []).append(result - repeated)
+            if result is not None:
+                self._record(name or MODEL, module, result, lambda old: self._repeat(module, old, args, kwargs))
 
         return hook
 
+    def _record(
+        self, name: str, module: torch.nn.Module, result: torch.Tensor, repeat: Callable[[Any], torch.Tensor]
+    ) -> None:
+        is_bare = next(module.parameters(recurse=False), None) is None
+        if is_bare and (any(result is other for other in self._returned) or self._fold(name, result)):
+            return
+        self._returned.append(result)
+        self.outputs.setdefault(name, []).append(result.detach().clone())
+        first = self._first_parameters.get(name, {})
+        for part, keys in _parts(name, first).items():
+            moved = result - repeat({key: first[key] for key in keys})
+            self.own_changes.setdefault(part, []).append(moved)
+
+    def _fold(self, name: str, result: torch.Tensor) -> bool:
+        """Whether `result` is a multiple of what the last module inside this one returned; it then takes its place."""
+        last = next(reversed(self.outputs), "")
+        is_inside = bool(last) and (name == MODEL or last.startswith(f"{name}."))
+        if not is_inside or not (self._decides_folds or name in self.folded):
+            return False
+        inner = self.outputs[last][-1]
+        if inner.shape != result.shape or not inner.any():
+            return False
+        factor = float((inner.double() * result.double()).sum() / inner.double().square().sum())
+        if self._decides_folds and rms([result - factor * inner]) > PROPORTIONAL * rms([result]):
+            return False
+        self.folded.add(name)
+        self._returned.append(result)
+        for tensors in (self.outputs[last], *(self.own_changes[p] for p in self._parts_of(last))):
+            tensors[-1] = tensors[-1] * factor
+        return True
+
+    def _parts_of(self, name: str) -> list[str]:
+        return list(_parts(name, self._first_parameters.get(name, {})))
+
     def _repeat(
-        self, module: torch.nn.Module, parameters: Mapping[str, torch.Tensor], args: tuple[Any, ...], kwargs: Any
-    ) -> object:
+        self, module: torch.nn.Module, parameters: dict[str, torch.Tensor], args: tuple[Any, ...], kwargs: Any
+    ) -> torch.Tensor:
         self._is_repeating = True
         try:
-            return torch.func.functional_call(module, dict(parameters), args, kwargs)
+            repeated = first_float_tensor(torch.func.functional_call(module, parameters, args, kwargs))
         finally:
             self._is_repeating = False
+        assert repeated is not None  # the same module has just returned one
+        return repeated
 
     def _record_logits(self, logits: torch.Tensor) -> None:
         if not self._is_repeating:
@@ -213,9 +268,9 @@ def first_float_tensor(output: object) -> torch.Tensor | None:
 
 
 def rms(tensors: Sequence[torch.Tensor]) -> float:
-    """Root mean square of all elements together, in float64."""
-    total = sum(float(x.detach().double().square().sum()) for x in tensors)
-    return float((total / max(1, sum(x.numel() for x in tensors))) ** 0.5)
+    """Root mean square of all elements together, summed in float64; 0 for no elements."""
+    norms = [float(torch.linalg.vector_norm(x.detach(), dtype=torch.float64)) for x in tensors]
+    return math.hypot(*norms) / math.sqrt(max(1, sum(x.numel() for x in tensors)))
 
 
 @contextlib.contextmanager

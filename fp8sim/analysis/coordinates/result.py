@@ -14,9 +14,10 @@ import torch
 
 from fp8sim.analysis.coordinates import judging, measuring
 from fp8sim.analysis.coordinates.judging import Check, Finding
+from fp8sim.analysis.coordinates.listing import listing
 from fp8sim.analysis.coordinates.measuring import Batches, Factory, Loss, Measurements, OptimizerFactory, Setup
 from fp8sim.analysis.coordinates.slopes import Slope, mean_slope, slope_at
-from fp8sim.analysis.verdicts import SEVERITY, Verdict
+from fp8sim.analysis.verdicts import Verdict
 
 SCHEMA = 1
 """Of `CoordCheck.to_dict`."""
@@ -57,7 +58,7 @@ class CoordCheck:
     @property
     def verdict(self) -> Verdict:
         """The worst of all modules."""
-        return max((finding.verdict for finding in self.findings), key=SEVERITY.index)
+        return judging.worst(self.findings)
 
     @property
     def causes(self) -> list[Finding]:
@@ -66,13 +67,8 @@ class CoordCheck:
 
     @property
     def reason(self) -> str:
-        """Why the verdict is not PASS: the first cause, and how many others there are; empty on PASS."""
-        found = self.causes or [finding for finding in self.findings if finding.verdict is not Verdict.PASS]
-        if not found:
-            return ""
-        others = [finding.name for finding in found[1:]]
-        more = f" (also {', '.join(others[:3])}{f' and {len(others) - 3} more' if len(others) > 3 else ''})"
-        return found[0].reason + (more if others else "")
+        """Why the verdict is not PASS: the first cause, and what others there are; empty on PASS."""
+        return judging.reason(self.findings)
 
     def rows(self) -> Iterator[Row]:
         """Every size."""
@@ -129,9 +125,7 @@ class CoordCheck:
         }
 
     def __str__(self) -> str:
-        from fp8sim.analysis.coordinates.listing import listing
-
-        return listing(self)
+        return listing(self.measured, self.findings)
 
 
 def _finding_dict(finding: Finding) -> dict[str, Any]:
@@ -156,7 +150,7 @@ def coord_check(
     batch: Batches,
     widths: Sequence[int] = (64, 128, 256, 512),
     steps: int = 5,
-    seeds: int = 4,
+    seeds: int = 3,
     optimizer: OptimizerFactory | None = None,
     loss: Loss = measuring.default_loss,
     expected: Mapping[str, float] = MappingProxyType({}),
@@ -165,8 +159,8 @@ def coord_check(
     """Is muP wired right? Train a model at several widths for a few steps, and see which sizes depend on the width.
 
     Under muP and its kin every hidden activation, and the change that each layer's own weights make to it, keeps its
-    size when the model gets wider; where it does not, the learning rate found at one width fails at another (Yang et al.
-    2022, "Tensor Programs V", appendix D.1). `judging` says what is expected of which module, and `Probe` what is
+    size when the model gets wider; where it does not, the learning rate found at one width fails at another (Yang et
+    al. 2022, "Tensor Programs V", appendix D.1). `judging` says what is expected of which module, and `Probe` what is
     measured.
 
     Args:
