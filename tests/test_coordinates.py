@@ -103,20 +103,23 @@ def test_a_right_wiring_passes(name):
     assert check.reason == ""
 
 
-HALF, ONE = 0.5, 1.0
-WRONG = {  # the factory, the module to be named, its quantity and exponent, words of the remedy
-    "one rate for all widths": (plain(rates={"first.weight": 0, "second.weight": 0}), "first", "own change", ONE, "1/fan_in"),
-    "a hidden rate that falls as the root": (plain(rates={"second.weight": -0.5}), "second", "own change", HALF, "1/fan_in"),
-    "a hidden rate that falls too fast": (plain(rates={"first.weight": -1.5}), "first", "own change", -HALF, "1/fan_in"),
-    "an embedding's rate divided by width": (plain(rates={"embedding.weight": -1}), "embedding", "own change", -ONE, "embedding"),
-    "a bias's rate divided by width": (plain(rates={"second.bias": -1}), "second.bias", "own change", -ONE, "biases"),
-    "no factor on the readout": (plain(readout_power=0), "readout", "activation", HALF, "divided by its fan_in"),
-    "a root as the factor": (plain(readout_power=-0.5), "readout", "own change", HALF, "roles="),
-    "a start that is too large": (plain(hidden_std=-0.25), "second", "activation", HALF, "fan_in^-1/2"),
-    "the standard parametrization": (decoder("standard", lr=1e-3, heads=None), "layers.0.attention.qkv", "own change", ONE, "1/fan_in"),
-    "u-muP's model, torch's rates": (decoder("u_mup", lr=0.05, rule="standard"), "layers.0.attention.qkv", "own change", HALF, "N(0, 1)"),
-    "attention divided by the root of d": (decoder("u_mup", heads=1, scale_power=0.5), "layers.0.attention attention logits", "change", 0.4, "by d, not by its root"),
-}  # fmt: skip
+QKV, LOGITS = "layers.0.attention.qkv", "layers.0.attention attention logits"
+OWN = "own change"
+
+# Finite width keeps exponents of 1/2 below it where chance alignment adds to updates: there 0.4 is expected.
+WRONG = {  # the factory; the module to be named, its quantity and exponent; words of the remedy
+    "one rate for all widths": (plain(rates={"first.weight": 0, "second.weight": 0}), "first", OWN, 1, "1/fan_in"),
+    "a hidden rate that falls as the root": (plain(rates={"second.weight": -0.5}), "second", OWN, 0.5, "1/fan_in"),
+    "a hidden rate that falls too fast": (plain(rates={"first.weight": -1.5}), "first", OWN, -0.5, "1/fan_in"),
+    "an embedding's rate divided": (plain(rates={"embedding.weight": -1}), "embedding", OWN, -1, "embedding"),
+    "a bias's rate divided": (plain(rates={"second.bias": -1}), "second.bias", OWN, -1, "biases"),
+    "no factor on the readout": (plain(readout_power=0), "readout", "activation", 0.5, "divided by its fan_in"),
+    "a root as the factor": (plain(readout_power=-0.5), "readout", OWN, 0.5, "roles="),
+    "a start that is too large": (plain(hidden_std=-0.25), "second", "activation", 0.5, "fan_in^-1/2"),
+    "the standard parametrization": (decoder("standard", lr=1e-3, heads=None), QKV, OWN, 1, "1/fan_in"),
+    "u-muP's model, torch's rates": (decoder("u_mup", lr=0.05, rule="standard"), QKV, OWN, 0.4, "N(0, 1)"),
+    "q.k divided by the root of d": (decoder("u_mup", heads=1, scale_power=0.5), LOGITS, "change", 0.4, "by d, not"),
+}
 
 
 @pytest.mark.parametrize("name", WRONG)
@@ -142,7 +145,7 @@ def test_the_exponents_of_updates_and_gradients_are_those_of_the_rates():
     assert check.slope("first.weight", "update").value == pytest.approx(-1, abs=0.02)
     assert check.slope("embedding.weight", "update").value == pytest.approx(0, abs=0.02)
     assert check.slope("readout", "activation", 0).value == pytest.approx(-0.5, abs=0.1)
-    with pytest.raises(ValueError, match="no 'size' of 'first': it has activation, own change, change"):
+    with pytest.raises(ValueError, match="no 'size' of 'first': it has activation, change, own change"):
         check.slope("first", "size")
     with pytest.raises(ValueError, match="no 'change' of 'third': the names are embedding, first"):
         check.slope("third", "change")
@@ -211,7 +214,7 @@ def test_looking_leaves_the_model_as_it_was():
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
-def test_attention_of_torch_has_its_logits_and_all_its_weights():
+def test_a_module_that_is_never_called_belongs_to_the_one_around_it():
     class Model(torch.nn.Module):
         def __init__(self, width):
             super().__init__()
@@ -228,7 +231,7 @@ def test_attention_of_torch_has_its_logits_and_all_its_weights():
     )
     shapes = check.measured.shapes["attention"][0].parameters
     assert {"attention.in_proj_weight", "attention.out_proj.weight"} <= shapes.keys()
-    assert check.slope("attention attention logits", "activation", 0).value is not None
+    assert "attention.out_proj" not in check.measured.shapes
 
 
 def test_what_a_module_is_follows_from_its_shapes():
@@ -297,7 +300,8 @@ def test_a_fault_is_an_error_that_says_what_helps(name):
 
 def test_models_of_different_depth_are_refused():
     def factory(width):
-        model = torch.nn.Sequential(torch.nn.Embedding(SYMBOLS, width), *[torch.nn.Linear(width, width)] * (width // 8))
+        layers = [torch.nn.Linear(width, width, bias=False) for _ in range(width // 8)]
+        model = torch.nn.Sequential(torch.nn.Embedding(SYMBOLS, width), *layers)
         return model, torch.optim.SGD(model.parameters(), lr=0.1)
 
     with pytest.raises(ValueError, match=r"factory\(32\) and factory\(16\) have different modules: 3, 4"):
@@ -319,7 +323,7 @@ def test_table_page_and_data():
     assert "coord-check: FAIL\n  first: its own change grows" in text
     page = coordinates.html(check, "a <model>")
     assert "a &lt;model&gt;" in page
-    assert page.count("<polyline") == 4 * 5 + 4 * 4 * 2  # four modules: five looks, and four with changes of two kinds
+    assert page.count("<polyline") == 4 * (5 + 4 + 4) + 4  # four modules at five looks, and a bias's own change
     data = json.loads(json.dumps(check.to_dict()))
     assert data["verdict"] == "FAIL"
     assert {"name": "first", "quantity": "activation", "step": 0, "width": 64} in [

@@ -248,7 +248,7 @@ def _reason(name: str, kind: Kind, check: Check) -> str:
     """What is seen, what should be, and what to do."""
     error = "" if check.slope.error is None else f" +- {check.slope.error:.2f}"
     when = "before training" if check.step == 0 else "in training"
-    if check.deviation == 0:
+    if abs(check.deviation) <= EXPONENT_PASS:
         return f"{name}: the exponent of its {check.quantity} has a standard error of{error[3:]}: take more seeds"
     verb = "grows" if check.deviation > 0 else "shrinks"
     limit = check.highest if check.deviation > 0 else check.lowest

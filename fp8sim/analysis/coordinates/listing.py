@@ -9,6 +9,7 @@ from fp8sim.analysis.coordinates.judging import EXPONENT_FAIL, EXPONENT_PASS, Fi
 from fp8sim.analysis.coordinates.measuring import Measurements
 from fp8sim.analysis.coordinates.slopes import Slope
 from fp8sim.analysis.coordinates.table import COLUMNS, header, lines
+from fp8sim.analysis.verdicts import Verdict
 
 
 def listing(measured: Measurements, findings: Sequence[Finding]) -> str:
@@ -19,17 +20,16 @@ def listing(measured: Measurements, findings: Sequence[Finding]) -> str:
         header(measured),
         f"exponents e of sizes that go as width^e; up to {EXPONENT_PASS} from what is expected passes, "
         f"{EXPONENT_FAIL} fails",
-        f"  {'module':<{width}}  {'kind':<8}" + "".join(f"{column:>17}" for column in COLUMNS) + "  verdict",
+        f"  {'module':<{width}}  {'kind':<8}{''.join(f'{column:>{len(column) + 2}}' for column in COLUMNS)}  verdict",
     ]
     for line in rows:
-        cells = "".join(f"{_exponent(slope):>17}" for slope in line.slopes)
-        note = "" if line.finding.is_cause or line.finding.verdict != "FAIL" else " (follows)"
-        text.append(f"  {line.finding.name:<{width}}  {line.finding.kind:<8}{cells}  {line.finding.verdict}{note}")
+        cells = zip(line.slopes, COLUMNS, strict=True)
+        exponents = "".join(f"{_exponent(slope):>{len(column) + 2}}" for slope, column in cells)
+        note = " (follows)" if line.finding.verdict is Verdict.FAIL and not line.finding.is_cause else ""
+        text.append(f"  {line.finding.name:<{width}}  {line.finding.kind:<8}{exponents}  {line.finding.verdict}{note}")
     why = textwrap.wrap(reason(findings), 118, initial_indent="  ", subsequent_indent="  ")
     return "\n".join([*text, f"coord-check: {worst(findings)}", *why])
 
 
 def _exponent(slope: Slope) -> str:
-    if slope.value is None:
-        return "-"
-    return f"{slope.value:+.2f}" + ("" if slope.error is None else f" +-{slope.error:.2f}")
+    return "-" if slope.value is None else f"{slope.value:+.2f}"

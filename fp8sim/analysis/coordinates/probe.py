@@ -51,7 +51,8 @@ class Probe:
       dimensions, which may learn at another rate, are taken apart, under their own names.
 
     The products of queries and keys, times their factor, that `scaled_dot_product_attention` takes the softmax of are
-    recorded too, as outputs of the module that calls it. A module that returns the very tensor that one inside it has
+    recorded too, as outputs of the module that calls it (not those of torch's own MultiheadAttention, which calls it
+    out of sight). A module that returns the very tensor that one inside it has
     returned is left out; one that returns a multiple of what the last module inside it has returned, such as logits
     divided by the width, is left out too, and the factor counts as that module's. The model runs in eval mode, without
     gradients; its mode comes back afterwards, and no hook stays.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -45,15 +44,12 @@ class CoordCheck:
     Attributes:
         measured: sizes of every run.
         expected: exponents of own changes that were asked for.
+        findings: one for each module, in the order in which they are computed.
     """
 
     measured: Measurements
     expected: Mapping[str, float]
-
-    @cached_property
-    def findings(self) -> list[Finding]:
-        """One for each module, in the order in which they are computed."""
-        return judging.judge(self.measured, self.expected)
+    findings: list[Finding]
 
     @property
     def verdict(self) -> Verdict:
@@ -195,4 +191,5 @@ def coord_check(
     if not isinstance(first, tuple | list) or not all(isinstance(part, torch.Tensor) for part in first):
         raise ValueError(f"batch: got {type(first).__name__}, expected a tuple of tensors such as (inputs, targets)")
     setup = Setup(factory, optimizer, loss, batch_of, steps)
-    return CoordCheck(measuring.measure(setup, ordered, seeds, advance), dict(expected))
+    measured = measuring.measure(setup, ordered, seeds, advance)
+    return CoordCheck(measured, dict(expected), judging.judge(measured, expected))
