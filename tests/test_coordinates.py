@@ -10,9 +10,9 @@ import torch
 from decoders import recipe_of
 
 import fp8sim
-from fp8sim.analysis import coordinates
 from fp8sim.analysis.coordinates import judging, panels
 from fp8sim.analysis.coordinates.measuring import default_loss
+from fp8sim.analysis.coordinates.page import html
 from fp8sim.analysis.coordinates.probe import Probe, rms
 from fp8sim.analysis.coordinates.slopes import Slope
 from fp8sim.nn import TransformerConfig, TransformerDecoder
@@ -145,7 +145,7 @@ def test_the_exponents_of_updates_and_gradients_are_those_of_the_rates():
     assert check.slope("first.weight", "update").value == pytest.approx(-1, abs=0.02)
     assert check.slope("embedding.weight", "update").value == pytest.approx(0, abs=0.02)
     assert check.slope("readout", "activation", 0).value == pytest.approx(-0.5, abs=0.1)
-    with pytest.raises(ValueError, match="no 'size' of 'first': it has activation, change, own change"):
+    with pytest.raises(ValueError, match="no 'size' of 'first': it has activation, input, change, own change"):
         check.slope("first", "size")
     with pytest.raises(ValueError, match="no 'change' of 'third': the names are embedding, first"):
         check.slope("third", "change")
@@ -321,7 +321,7 @@ def test_table_page_and_data():
     text = str(check)
     assert "widths 64, 128, 256   steps 4   seeds 3" in text
     assert "coord-check: FAIL\n  first: its own change grows" in text
-    page = coordinates.html(check, "a <model>")
+    page = html(check, "a <model>")
     assert "a &lt;model&gt;" in page
     assert page.count("<polyline") == 4 * (5 + 4 + 4) + 4  # four modules at five looks, and a bias's own change
     data = json.loads(json.dumps(check.to_dict()))

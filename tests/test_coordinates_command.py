@@ -44,7 +44,7 @@ def test_every_block_of_the_page_runs_and_prints_what_it_says(tmp_path, monkeypa
 
 
 def test_the_decoder_of_a_recipe(tmp_path):
-    found = invoke("--recipe", "u_mup_fp8", *SHORT, "--out", tmp_path)
+    found = invoke("--recipe", "u_mup_fp8", "--widths", "64,128,256", "--seeds", "2", "--steps", "4", "--out", tmp_path)
     assert found.exit_code == 0, found.output
     assert "decoder, recipe u_mup_fp8, learning rate 0.5" in found.stdout
     assert "largest effects of the recipe's casts" in found.stdout
@@ -108,15 +108,16 @@ def file(tmp_path, monkeypatch):
 
 def test_functions_of_a_file_or_a_module(file):
     for where in (file, "mine"):
-        found = invoke("--factory", f"{where}:factory", "--batch", f"{where}:batch", *SHORT)
+        found = invoke("--factory", f"{where}:factory", "--batch", f"{where}:batch", *SHORT, "--json", "-")
         assert found.exit_code == 0, found.output
-        assert "its parameters do not move" in found.stdout
+        reasons = {finding["name"]: finding["reason"] for finding in json.loads(found.stdout)["findings"]}
+        assert reasons["0.bias"].startswith("0.bias: its parameters do not move")
 
 
 WRONG = {
     "no function named": (["--factory", "mine.py"], "expected package.module:function or file.py:function"),
     "no such file": (["--factory", "their.py:factory"], "their.py: no such file"),
-    "no such function": (["--factory", "mine.py:f"], "mine.py has no function 'f'; it has batch, factory, wide"),
+    "no such function": (["--factory", "mine.py:f"], "mine.py has no function 'f'; it has factory, batch, wide"),
     "no function": (["--factory", "mine.py:nothing"], "has no function 'nothing'"),
     "no such module": (["--factory", "their:factory"], "their cannot be imported: ModuleNotFoundError"),
     "a file that fails": (["--factory", "broken.py:f"], "broken.py cannot be imported: .*no_such_library"),

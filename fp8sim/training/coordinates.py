@@ -9,15 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from fp8sim import recipes
-from fp8sim.analysis.coordinates import (
-    CastEffect,
-    CoordCheck,
-    DecoderFactory,
-    cast_effects,
-    coord_check,
-    html,
-    load_function,
-)
+from fp8sim.analysis.coordinates import CoordCheck, coord_check, load_function
+from fp8sim.analysis.coordinates.page import html
+from fp8sim.analysis.coordinates.recipe_decoder import CastEffect, DecoderFactory, cast_effects
 from fp8sim.training.text import Sequences, load
 
 LENGTH, SEQUENCES = 16, 4

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from fp8sim.analysis.coordinates.measuring import Measurements
-from fp8sim.analysis.coordinates.probe import ACTIVATION, CHANGE, LOGITS, OWN_CHANGE, Shapes
+from fp8sim.analysis.coordinates.probe import ACTIVATION, CHANGE, INPUT, LOGITS, OWN_CHANGE, Shapes
 from fp8sim.analysis.coordinates.slopes import Slope, mean_slope, slope_at
 from fp8sim.analysis.verdicts import SEVERITY, Verdict
 
@@ -38,6 +38,8 @@ ERRORS = 2.0
 """A failing exponent is still beyond `EXPONENT_PASS` when it is taken this many standard errors back; else it warns."""
 NOISE = 0.2
 """A standard error above this says nothing: it warns."""
+UNKNOWN_ERROR = 0.1
+"""What counts as the standard error of a single seed: more than three seeds of a small model have."""
 
 
 class Kind(enum.StrEnum):
@@ -99,7 +101,8 @@ class Check:
     @property
     def verdict(self) -> Verdict:
         """What the limits say."""
-        distance, error = abs(self.deviation), self.slope.error or 0.0
+        distance = abs(self.deviation)
+        error = UNKNOWN_ERROR if self.slope.error is None else self.slope.error
         if distance > EXPONENT_FAIL and distance - ERRORS * error > EXPONENT_PASS:
             return Verdict.WARN if self.deviation < 0 and not self.shrinking_fails else Verdict.FAIL
         return Verdict.WARN if distance > EXPONENT_PASS or error > NOISE else Verdict.PASS
@@ -191,10 +194,18 @@ def _judge_module(
         return Finding(name, kind, Verdict.WARN, decisive, reason=f"{name}: its parameters do not move. {FROZEN}")
     if decisive.verdict is Verdict.PASS:
         return Finding(name, kind, Verdict.PASS, decisive)
-    is_own = decisive.quantity == OWN_CHANGE
-    same = any(finding.check and finding.check.quantity == decisive.quantity for finding in failing)
-    is_cause = decisive.verdict is Verdict.FAIL and (is_own or not (failing if decisive.quantity == CHANGE else same))
+    is_cause = decisive.verdict is Verdict.FAIL and _is_cause(measured, name, decisive, failing)
     return Finding(name, kind, decisive.verdict, decisive, is_cause, _reason(name, kind, decisive))
+
+
+def _is_cause(measured: Measurements, name: str, check: Check, failing: list[Finding]) -> bool:
+    """Whether what fails is the module's own fault: not if its input, or anything that fails before it, explains it."""
+    if check.quantity == OWN_CHANGE:
+        input_growth = mean_slope(measured, name, INPUT).value or 0.0
+        return not failing or abs(check.deviation - input_growth) > EXPONENT_PASS
+    if check.quantity == ACTIVATION:
+        return not any(finding.check and finding.check.quantity == ACTIVATION for finding in failing)
+    return not failing
 
 
 def _checks(measured: Measurements, name: str, kind: Kind, allowed: tuple[float, float]) -> Iterator[Check]:

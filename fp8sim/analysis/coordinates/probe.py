@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-ACTIVATION, CHANGE, OWN_CHANGE = "activation", "change", "own change"
+INPUT, ACTIVATION, CHANGE, OWN_CHANGE = "input", "activation", "change", "own change"
 """What is recorded of a module; see `Probe`."""
 
 LOGITS = "attention logits"
@@ -43,6 +43,7 @@ class Probe:
 
     A look records, over all elements of a module's outputs and all its calls in the pass:
 
+    - input: the RMS of the first tensor of floats among the arguments, x_t, of modules with parameters.
     - activation: the RMS of the output, h_t.
     - change: the RMS of h_t - h_0.
     - own change: the RMS of what the module's own parameters do to it, f(x_t; w_t) - f(x_t; w_0) with the input x_t of
@@ -80,11 +81,12 @@ class Probe:
         return found
 
     def look(self) -> Sizes:
-        """The sizes of now; the first look has activations alone."""
+        """The sizes of now; the first look has inputs and activations alone."""
         seen = _Pass(self._first_parameters, self._folded)
         with _eval_mode(self._model), torch.no_grad(), seen.watching(self._model):
             self._forward(self._model)
         sizes: Sizes = {(name, ACTIVATION): rms(outputs) for name, outputs in seen.outputs.items()}
+        sizes |= {(name, INPUT): rms(inputs) for name, inputs in seen.inputs.items()}
         if not self._first_outputs:
             self._first_outputs, self._folded = seen.outputs, seen.folded
             self._first_parameters = _parameters_by_caller(self._model, seen.called)
@@ -136,6 +138,7 @@ class _Pass:
     def __init__(
         self, first_parameters: Mapping[str, Mapping[str, torch.Tensor]], folded: Collection[str] | None
     ) -> None:
+        self.inputs: dict[str, list[torch.Tensor]] = {}
         self.outputs: dict[str, list[torch.Tensor]] = {}
         self.own_changes: dict[str, list[torch.Tensor]] = {}
         self.called: set[str] = set()
@@ -175,6 +178,9 @@ class _Pass:
             result = first_float_tensor(output)
             if result is not None:
                 self._record(name or MODEL, module, result, lambda old: self._repeat(module, old, args, kwargs))
+            given = first_float_tensor([*args, *kwargs.values()])
+            if given is not None and next(module.parameters(recurse=False), None) is not None:
+                self.inputs.setdefault(name or MODEL, []).append(given)
 
         return hook
 

@@ -164,7 +164,7 @@ def coord_check(
             draw weights from torch's generator. The same modules at every width, trained by the rates that are to be
             checked.
         batch: the tensors that every step trains on, or a function from step, from 0, to such. Step 0's batch is the
-            one on which activations are looked at. Few tokens show more: about the smallest width or below.
+            one on which activations are looked at. Few tokens show more: fewer than the smallest width.
         widths: two or more. They should differ by a factor of four or more.
         steps: of the optimizer.
         seeds: how many runs at each width, from the seeds 0, 1, ...
