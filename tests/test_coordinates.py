@@ -140,6 +140,28 @@ def test_one_wrong_rate_blames_no_other_module():
     assert {finding.name: finding.verdict for finding in check.findings}["first"] == "PASS"
 
 
+def test_a_module_whose_input_grows_only_follows():
+    class Unbounded(Plain):
+        def forward(self, tokens):
+            return self.readout(torch.relu(self.second(self.first(self.embedding(tokens))))) * self.factor
+
+    check = fp8sim.coord_check(plain(Unbounded, rates={"first.weight": 0}), **RUNS)
+    second = {finding.name: finding for finding in check.findings}["second"]
+    assert (second.verdict, second.check.quantity, second.is_cause) == ("FAIL", "own change", False), f"{check}"
+    assert [finding.name for finding in check.causes] == ["first"]
+
+
+def test_each_step_trains_on_its_batch_and_looks_are_at_the_first():
+    asked = []
+
+    def batch(step):
+        asked.append(step)
+        return BATCH
+
+    fp8sim.coord_check(plain(), batch=batch, widths=(8, 16), steps=2, seeds=1)
+    assert asked == [0] + [0, 0, 0, 1, 0] * 2  # of each run: look; step 1, look; step 2, look
+
+
 def test_the_exponents_of_updates_and_gradients_are_those_of_the_rates():
     check = fp8sim.coord_check(plain(), **RUNS)
     assert check.slope("first.weight", "update").value == pytest.approx(-1, abs=0.02)

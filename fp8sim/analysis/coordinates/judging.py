@@ -201,8 +201,9 @@ def _judge_module(
 def _is_cause(measured: Measurements, name: str, check: Check, failing: list[Finding]) -> bool:
     """Whether what fails is the module's own fault: not if its input, or anything that fails before it, explains it."""
     if check.quantity == OWN_CHANGE:
-        input_growth = mean_slope(measured, name, INPUT).value or 0.0
-        return not failing or abs(check.deviation - input_growth) > EXPONENT_PASS
+        growth = mean_slope(measured, name, INPUT).value or 0.0
+        is_explained = min(growth, 0.0) - EXPONENT_PASS <= check.deviation <= max(growth, 0.0) + EXPONENT_PASS
+        return not (failing and is_explained)
     if check.quantity == ACTIVATION:
         return not any(finding.check and finding.check.quantity == ACTIVATION for finding in failing)
     return not failing
