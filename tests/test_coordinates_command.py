@@ -44,7 +44,7 @@ def test_every_block_of_the_page_runs_and_prints_what_it_says(tmp_path, monkeypa
 
 
 def test_the_decoder_of_a_recipe(tmp_path):
-    found = invoke("--recipe", "u_mup_fp8", "--widths", "64,128,256", "--seeds", "2", "--steps", "4", "--out", tmp_path)
+    found = invoke("--recipe", "u_mup_fp8", "--widths", "64,128,256", "--seeds", "2", "--steps", "3", "--out", tmp_path)
     assert found.exit_code == 0, found.output
     assert "decoder, recipe u_mup_fp8, learning rate 0.5" in found.stdout
     assert "largest effects of the recipe's casts" in found.stdout
