@@ -202,10 +202,27 @@ def test_the_residual_stream_in_the_other_styles() -> None:
     x, branch = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
     assert join_of(config, recipe_of("standard"), 0)(lambda h: branch, x).tolist() == [1.0, 1.0]
     assert join_of(config, recipe_of("mup"), 0)(lambda h: branch, x).tolist() == [1.0, 0.5]
+    by_branches = dataclasses.replace(config, depth_convention="branches")
+    for base_depth, expected in ((None, 1 / 8), (1, 1 / 4)):
+        join = join_of(dataclasses.replace(by_branches, base_depth=base_depth), recipe_of("mup"), 0)
+        assert float(join(lambda h: branch, x)[1]) ** 2 == pytest.approx(expected)
     for index in range(8):
         x = join_of(config, recipe_of("munit"), index)(lambda h: torch.zeros(2), x)
     assert float(x[0]) ** 2 == pytest.approx(0.6**8)
     assert float(x[0]) ** 2 == pytest.approx(0.017, abs=5e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("style", ["mup", "munit"])
+def test_no_dtype_rounds_the_coefficients_of_the_stream(style: str, dtype: torch.dtype) -> None:
+    join = join_of(dataclasses.replace(SMALL, blocks=3), recipe_of(style), 0)
+    branch = torch.linspace(1, 2, 129, dtype=dtype, requires_grad=True)
+    joined = join(lambda h: branch, torch.zeros_like(branch))
+    exact = (branch.detach().double() * join.branch).to(dtype)
+    assert torch.equal(joined, exact)
+    assert not torch.equal(exact, branch.detach() * torch.tensor(join.branch, dtype=dtype)), "a rounded one shows"
+    torch.autograd.backward(joined, branch.detach())
+    assert torch.equal(branch.grad, exact)
 
 
 @pytest.mark.parametrize("style", ["unit_scaled", "u_mup", "munit"])

@@ -24,7 +24,10 @@ class Join:
     def __call__(self, function: Branch, x: torch.Tensor) -> torch.Tensor:
         """x [...] -> [...]."""
         kept = x if self.skip == 1.0 else x * self.skip
-        return torch.add(kept, function(x), alpha=self.branch)
+        output = function(x)
+        if output.dtype in (torch.float32, torch.float64):
+            return torch.add(kept, output, alpha=self.branch)
+        return kept + (output if self.branch == 1.0 else output * self.branch)  # add's alpha is rounded to the dtype
 
 
 @dataclass(frozen=True)
@@ -45,15 +48,17 @@ class DelayedJoin:
 def join_of(config: TransformerConfig, recipe: Recipe, index: int) -> Join | DelayedJoin:
     """How branch `index` joins, counted over the whole model: two for each block, attention first.
 
-    standard: x + f(x). mup: x + (base_depth / depth)^1/2 * f(x). munit: (1 - tau)^1/2 * x + tau^1/2 * f(x) (muS,
-    equation 11). unit_scaled and u_mup: the coefficients of `rules.transformer_residual_tau`.
+    standard: x + f(x). mup: x + (base_depth / depth)^1/2 * f(x), with 1 for base_depth where there is none. munit:
+    (1 - tau)^1/2 * x + tau^1/2 * f(x) (muS, equation 11). unit_scaled and u_mup: the coefficients of
+    `rules.transformer_residual_tau`.
     """
     style = recipe.parametrization
     if style == "standard":
         return Join()
     if style == "mup":
-        counted = (mup.depth_of(blocks, config.depth_convention) for blocks in (config.blocks, config.base_depth or 1))
-        return Join(branch=mup.branch_multiplier(*counted))
+        depth = mup.depth_of(config.blocks, config.depth_convention)
+        base = 1 if config.base_depth is None else mup.depth_of(config.base_depth, config.depth_convention)
+        return Join(branch=mup.branch_multiplier(depth, base))
     if style == "munit":
         scales = rules.residual(config.tau, "share")
         return Join(branch=scales.branch, skip=scales.skip)
