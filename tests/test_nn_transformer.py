@@ -144,6 +144,56 @@ def test_the_decoder_compiles_to_one_graph_with_the_same_bits(style: str) -> Non
         assert torch.equal(ours, theirs)
 
 
+class Graphs:
+    """A compiler that runs each graph as it is, and counts them."""
+
+    def __init__(self) -> None:
+        torch._dynamo.reset()
+        self.count = 0
+
+    def __call__(self, graph: torch.fx.GraphModule, inputs: object) -> Callable[..., object]:
+        self.count += 1
+        return graph.forward
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # raised by torch's own tracer
+@pytest.mark.parametrize("style", ["standard", "u_mup"])
+def test_decoding_compiles_to_one_graph_for_all_lengths_of_the_cache(style: str) -> None:
+    model = decoder(dataclasses.replace(SMALL, context=16, key_value_heads=2), recipe_of(style))
+    graphs = Graphs()
+    compiled = torch.compile(
+        lambda tokens, caches: model(tokens, caches=caches), fullgraph=True, dynamic=True, backend=graphs
+    )
+    caches = model.new_caches()
+    with torch.no_grad():
+        parts = [compiled(part, caches) for part in TOKENS.split([3, *[1] * 6], 1)]
+        torch.testing.assert_close(torch.cat(parts, 1), model(TOKENS), atol=1e-5, rtol=1e-5)
+    assert graphs.count <= 3, "the first call, the second, and all others"
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # raised by torch's own tracer
+def test_without_factors_one_graph_is_for_all_lengths() -> None:
+    model, graphs = decoder(recipe=recipe_of("standard")), Graphs()
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=graphs)
+    for length in (9, 5, 7):
+        tokens = torch.randint(0, 50, (3, length))
+        assert torch.equal(compiled(tokens), model(tokens))
+    assert graphs.count == 1
+
+
+@pytest.mark.parametrize("style", PARAMETRIZATIONS)
+def test_autocast_computes_products_in_its_dtype(style: str) -> None:
+    model = decoder(dataclasses.replace(SMALL, context=16, qk_norm=True, bias=True), recipe_of(style))
+    expected = model.loss(TOKENS[:, :-1], TOKENS[:, 1:])
+    seen: list[GemmEvent] = []
+    with torch.autocast("cpu", torch.bfloat16), observe(seen.append):
+        loss = model.loss(TOKENS[:, :-1], TOKENS[:, 1:])
+    loss.backward()
+    assert {x.dtype for event in seen for x in event.given} == {torch.bfloat16}
+    assert {p.grad.dtype for p in model.parameters() if p.grad is not None} == {torch.float32}
+    assert 0 < abs(float(loss.detach() - expected.detach())) < 0.02
+
+
 @pytest.mark.full
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # raised by torch's own compiler
 @pytest.mark.parametrize("style", ["u_mup", "munit"])

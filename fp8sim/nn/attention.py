@@ -128,9 +128,11 @@ class Attention(torch.nn.Module):
         length = x.shape[1]
         if cache is not None:
             key, value = cache.extend(key, value)
-        is_causal = self.is_causal and attn_mask is None and first == 0
-        if self.is_causal and first > 0 and length > 1:
-            attn_mask = torch.ones(length, first + length, dtype=torch.bool, device=x.device).tril(first)
+        is_causal = self.is_causal and attn_mask is None
+        if is_causal and first > 0:  # torch's own causal mask starts at the first key
+            is_causal = False
+            if length > 1:
+                attn_mask = torch.ones(length, first + length, dtype=torch.bool, device=x.device).tril(first)
         mixed = functional.scaled_dot_product_attention(
             query,
             key,

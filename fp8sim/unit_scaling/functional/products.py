@@ -1,4 +1,7 @@
-"""Functions made of GEMMs by recipe: matmul, linear, linear_readout, conv1d."""
+"""Functions made of GEMMs by recipe: matmul, linear, linear_readout, conv1d.
+
+Under `torch.autocast` their operands have its dtype, as those of torch's own products do, and then the recipe's casts.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,7 @@ from fp8sim.ops import matmul as ops
 from fp8sim.recipes import Recipe
 from fp8sim.simulate.scale import scale_bwd
 from fp8sim.unit_scaling import rules
-from fp8sim.unit_scaling.functional.common import UNIT_SCALED, count_rows, count_tokens, is_unit_scaled
-
-_NO_FACTORS = rules.LinearScales(1.0, 1.0, 1.0)
+from fp8sim.unit_scaling.functional.common import UNIT_SCALED, autocast, count_rows, count_tokens, is_unit_scaled
 
 
 def matmul(
@@ -36,7 +37,8 @@ def matmul(
     Raises:
         ValueError: shapes that do not fit, an unknown recipe or constraint.
     """
-    scales = ops.UNSCALED
+    a, b = autocast(a, b)
+    scales = ops.Scales()
     if is_unit_scaled(recipe):
         ops.check_operands(a, b)
         m, k, n = (max(1, size) for size in (a.shape[-2], a.shape[-1], b.shape[-1]))
@@ -74,7 +76,7 @@ def linear(
     Raises:
         ValueError: shapes that do not fit, an unknown recipe or constraint, `batch_tokens` < 1.
     """
-    factors = _NO_FACTORS
+    factors = _no_factors()
     if is_unit_scaled(recipe):
         tokens = count_tokens(batch_tokens, count_rows(input))
         factors = rules.linear(weight.shape[-1], weight.shape[0], tokens, constraint, scale_power)
@@ -94,7 +96,7 @@ def linear_readout(
 
     Arguments, result and errors as for `linear`.
     """
-    factors = _NO_FACTORS
+    factors = _no_factors()
     if is_unit_scaled(recipe):
         factors = rules.readout(weight.shape[-1], weight.shape[0], count_tokens(batch_tokens, count_rows(input)))
     return _linear(input, weight, bias, factors, recipe, name)
@@ -108,7 +110,13 @@ def _linear(
     recipe: str | Recipe,
     name: str,
 ) -> torch.Tensor:
+    input, weight = autocast(input, weight)
     return ops.linear(input, weight, _bias(bias, factors), recipe=recipe, scales=ops.Scales(*factors), name=name)
+
+
+def _no_factors() -> rules.LinearScales:
+    """Ones. Made anew: compilers of dynamic shapes take a global's floats for variables, and gradients of such fail."""
+    return rules.LinearScales(1.0, 1.0, 1.0)
 
 
 def _bias(bias: torch.Tensor | None, factors: rules.LinearScales) -> torch.Tensor | None:
@@ -175,7 +183,7 @@ def conv1d(
     sequences, _, positions, _ = windows.shape
     outputs, fan_in = weight.shape[0], weight.shape[1] * weight.shape[2]
 
-    factors = _NO_FACTORS
+    factors = _no_factors()
     if is_unit_scaled(recipe):
         tokens = count_tokens(batch_tokens, sequences * positions)
         factors = rules.conv1d(
@@ -184,6 +192,7 @@ def conv1d(
     grouped = windows.unflatten(1, (groups, weight.shape[1])).permute(1, 0, 3, 2, 4)
     columns = grouped.reshape(groups, sequences * positions, fan_in)
     kernels = weight.reshape(groups, outputs // groups, fan_in)
+    columns, kernels = autocast(columns, kernels)
     product = ops.matmul(columns, kernels.mT, recipe=recipe, scales=ops.Scales(*factors), name=name)
     parts = product.reshape(groups, sequences, positions, outputs // groups).permute(1, 0, 3, 2)
     output = parts.reshape(sequences, outputs, positions)
