@@ -3,12 +3,13 @@
 Parameters have the names and shapes of torch's modules, so that state dicts load both ways.
 """
 
-from fp8sim.nn.activations import GELU, SiLU
+from fp8sim.nn.activations import GELU, Dropout, ReLU, Sigmoid, SiLU, Softmax, Tanh
 from fp8sim.nn.attention import Attention, KeyValueCache
 from fp8sim.nn.config import TransformerConfig
 from fp8sim.nn.embedding import Embedding
 from fp8sim.nn.linear import Conv1d, Linear, LinearReadout
 from fp8sim.nn.mlp import MLP
+from fp8sim.nn.multihead import MultiheadAttention
 from fp8sim.nn.norms import LayerNorm, RMSNorm
 from fp8sim.nn.roles import ResidualStack
 from fp8sim.nn.transformer import TransformerDecoder, TransformerLayer
@@ -18,14 +19,20 @@ __all__ = [
     "MLP",
     "Attention",
     "Conv1d",
+    "Dropout",
     "Embedding",
     "KeyValueCache",
     "LayerNorm",
     "Linear",
     "LinearReadout",
+    "MultiheadAttention",
     "RMSNorm",
+    "ReLU",
     "ResidualStack",
     "SiLU",
+    "Sigmoid",
+    "Softmax",
+    "Tanh",
     "TransformerConfig",
     "TransformerDecoder",
     "TransformerLayer",

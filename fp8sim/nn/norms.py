@@ -24,7 +24,7 @@ class _Norm(torch.nn.Module):
     def __init__(
         self,
         normalized_shape: int | Sequence[int] | None,
-        eps: float,
+        eps: float | None,
         elementwise_affine: bool | None,
         has_bias: bool,
         recipe: str | Recipe,
@@ -66,7 +66,7 @@ class RMSNorm(_Norm):
 
     Args:
         normalized_shape: the trailing dimensions that are normalised together; None is the last one, whatever its size.
-        eps: added to the mean square.
+        eps: added to the mean square; None is torch's, the distance from 1 to the next number of x's dtype.
         elementwise_affine: whether there is a gain; None: unless the recipe is unit-scaled or there is no shape.
         recipe: its parametrization decides.
 
@@ -77,7 +77,7 @@ class RMSNorm(_Norm):
     def __init__(
         self,
         normalized_shape: int | Sequence[int] | None = None,
-        eps: float = 1e-5,
+        eps: float | None = 1e-5,
         elementwise_affine: bool | None = None,
         *,
         recipe: str | Recipe = functional.UNIT_SCALED,
