@@ -11,6 +11,7 @@ from fp8sim.analysis.coordinates import coord_check
 from fp8sim.analysis.explaining import explain
 from fp8sim.backends import use_backend
 from fp8sim.formats import Codebook, Format, Nan, fixed_point
+from fp8sim.nn.conversion import conversion_report, convert
 from fp8sim.ops.cast import cast, decode, encode
 from fp8sim.ops.quantize import quantize
 from fp8sim.ops.tensor_core import matmul
@@ -33,6 +34,8 @@ __all__ = [
     "Rounding",
     "__version__",
     "cast",
+    "conversion_report",
+    "convert",
     "coord_check",
     "decode",
     "encode",

@@ -6,6 +6,7 @@ Parameters have the names and shapes of torch's modules, so that state dicts loa
 from fp8sim.nn.activations import GELU, Dropout, ReLU, Sigmoid, SiLU, Softmax, Tanh
 from fp8sim.nn.attention import Attention, KeyValueCache
 from fp8sim.nn.config import TransformerConfig
+from fp8sim.nn.conversion import Conversion, ModuleLine, conversion_report, convert
 from fp8sim.nn.embedding import Embedding
 from fp8sim.nn.linear import Conv1d, Linear, LinearReadout
 from fp8sim.nn.mlp import MLP
@@ -19,12 +20,14 @@ __all__ = [
     "MLP",
     "Attention",
     "Conv1d",
+    "Conversion",
     "Dropout",
     "Embedding",
     "KeyValueCache",
     "LayerNorm",
     "Linear",
     "LinearReadout",
+    "ModuleLine",
     "MultiheadAttention",
     "RMSNorm",
     "ReLU",
@@ -36,4 +39,6 @@ __all__ = [
     "TransformerConfig",
     "TransformerDecoder",
     "TransformerLayer",
+    "conversion_report",
+    "convert",
 ]

@@ -193,9 +193,7 @@ def _additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return torch.zeros_like(mask, dtype=dtype).masked_fill_(mask, -math.inf)
 
 
-def _probabilities(
-    query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None, scale: float
-) -> torch.Tensor:
+def _probabilities(query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None, scale: float) -> torch.Tensor:
     """softmax(scale * query @ key^T + mask), [B, H, L, S]."""
     logits = query @ key.mT * scale
     return torch.softmax(logits if mask is None else logits + mask, -1)

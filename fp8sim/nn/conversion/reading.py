@@ -1,0 +1,59 @@
+"""Which functions a module's own code calls that no replacement of modules can reach, read from its byte code."""
+
+from __future__ import annotations
+
+import dis
+from collections.abc import Callable, Iterator
+from types import CodeType, FunctionType
+from typing import Any
+
+import torch
+
+PRODUCTS = frozenset(
+    ("linear", "bilinear", "matmul", "mm", "bmm", "addmm", "addbmm", "baddbmm", "einsum", "tensordot", "@")
+    + ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+    + ("scaled_dot_product_attention", "multi_head_attention_forward")
+)
+"""Functions of torch that multiply matrices: what a recipe's casts are for."""
+
+FACTORED = frozenset(
+    ("gelu", "silu", "relu", "tanh", "sigmoid", "softmax", "log_softmax", "dropout", "embedding", "+")
+    + ("layer_norm", "rms_norm", "cross_entropy", "mse_loss", "nll_loss")
+)
+"""Further functions that carry factors under unit scaling."""
+
+
+def called_by(module: torch.nn.Module) -> list[str]:
+    """Names of `PRODUCTS` and `FACTORED` in the methods of `module`'s class, sorted.
+
+    Methods of classes that torch defines are not read, except that of `module` itself; nor are functions that methods
+    call. An attribute of `self`, such as a module called `linear`, does not count.
+    """
+    classes = [base for base in type(module).__mro__ if not base.__module__.startswith("torch.")]
+    found: set[str] = set()
+    for base in classes or [type(module)]:
+        for member in vars(base).values():
+            if isinstance(code := getattr(_function(member), "__code__", None), CodeType):
+                found.update(_names(code))
+    return sorted(found)
+
+
+def _function(member: Any) -> Callable[..., Any] | None:
+    """The function behind a method, static method, class method or property."""
+    member = getattr(member, "fget", None) or getattr(member, "__func__", member)
+    return member if isinstance(member, FunctionType) else None
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    before: Any = None
+    for instruction in dis.get_instructions(code):
+        if instruction.opname == "BINARY_OP":
+            sign = instruction.argrepr.removesuffix("=")
+            if sign in PRODUCTS | FACTORED:
+                yield sign
+        elif instruction.argval in PRODUCTS | FACTORED and before != "self":
+            yield str(instruction.argval)
+        before = instruction.argval
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names(constant)
