@@ -85,11 +85,20 @@ def _tensor_memory(x: torch.Tensor, argument: str) -> np.ndarray[Any, Any]:
         )
     if str(x.layout) != "torch.strided":
         raise TypeError(f"{argument} has layout {x.layout}: expected torch.strided; use {argument}.to_dense()")
-    if argument != "out":
-        x = x.resolve_neg()
+    x = x.detach() if argument == "out" else x.detach().resolve_neg()
     torch = sys.modules["torch"]
-    x = x.detach()
-    memory: np.ndarray[Any, Any] = (x.view(torch.int16) if x.dtype is torch.bfloat16 else x).numpy()
+    if x.dtype is torch.bfloat16:
+        x = x.view(torch.int16)
+    memory: np.ndarray[Any, Any] = x.numpy() if argument == "out" else readable(x)
+    return memory
+
+
+def readable(x: torch.Tensor) -> np.ndarray[Any, Any]:
+    """The memory of a strided CPU tensor, to read from.
+
+    After `Tensor.numpy` a storage can never be resized again, which FSDP2 does with parameters; DLPack leaves it alone.
+    """
+    memory: np.ndarray[Any, Any] = np.from_dlpack(x.detach().resolve_neg())
     return memory
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fp8sim import _core, casting, formats
+from fp8sim import _core, array_memory, casting, formats
 from fp8sim.formats import Codebook, Format
 from fp8sim.granularity import Granularity
 from fp8sim.rounding import Conversion, Overflow, Rounding, resolve
@@ -217,7 +217,7 @@ def float32_bits(x: Any) -> Bits:
     if isinstance(x, np.ndarray) and x.dtype == np.float32:
         return np.require(x.view(np.ndarray), requirements=["C", "A"]).reshape(x.shape).view(np.uint32)
     if str(getattr(x, "dtype", "")) == "torch.float32" and x.device.type == "cpu" and str(x.layout) == "torch.strided":
-        return float32_bits(x.detach().resolve_neg().numpy())
+        return float32_bits(array_memory.readable(x))
     return np.asarray(casting.encode(x, FLOAT32, overflow="INFINITY"))
 
 

@@ -49,7 +49,7 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         super().__init__(embed_dim, num_heads, dropout, bias, kdim=kdim, vdim=vdim, batch_first=batch_first)
         self.recipe, self.constraint, self.init_std = recipes.parse(recipe), constraint, init_std
         self.name = ""
-        self.out_proj = Linear(
+        self.out_proj = Linear(  # type: ignore[assignment]
             embed_dim,
             embed_dim,
             bias,
@@ -101,12 +101,14 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
             raise ValueError("is_causal=True says what attn_mask is, and there is none: pass the causal mask too")
         is_batched = query.ndim == 3
         query, key, value = self._sequence_first(query, key, value)
-        heads = [self._heads(x) for x in self._projected(query, key, value)]
+        queries, keys, values = (self._heads(x) for x in self._projected(query, key, value))
         mask = _merged(attn_mask, key_padding_mask, query, self.num_heads)
         hint = is_causal and key_padding_mask is None
         scale = self.head_dim**-self._scale_power
         attended = functional.scaled_dot_product_attention(
-            *heads,
+            queries,
+            keys,
+            values,
             None if hint else mask,
             self.dropout if self.training else 0.0,
             hint,
@@ -121,7 +123,7 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
             output = output.transpose(0, 1)
         if not need_weights:
             return output, None
-        weights = _probabilities(heads[0], heads[1], mask, scale)
+        weights = _probabilities(queries, keys, mask, scale)
         weights = weights.mean(1) if average_attn_weights else weights
         return output, weights if is_batched else weights.squeeze(0)
 
@@ -140,7 +142,7 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
     def _projected(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Queries [L, B, E], keys and values [S, B, E]."""
         width, bias = self.embed_dim, self.in_proj_bias
-        if self.in_proj_weight is None:
+        if not self._qkv_same_embed_dim:
             weights = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
             biases = (None, None, None) if bias is None else bias.chunk(3)
             return tuple(self._linear(*part) for part in zip((query, key, value), weights, biases, strict=True))
@@ -165,7 +167,8 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
 
     def _heads(self, x: torch.Tensor) -> torch.Tensor:
         """[L, B, E] -> [B, H, L, D]."""
-        return x.unflatten(-1, (self.num_heads, self.head_dim)).permute(1, 2, 0, 3)
+        heads: torch.Tensor = x.unflatten(-1, (self.num_heads, self.head_dim))
+        return heads.permute(1, 2, 0, 3)
 
     def extra_repr(self) -> str:
         """Sizes and recipe."""

@@ -110,4 +110,5 @@ class LayerNorm(_Norm):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., *normalized_shape] -> the same."""
         shape = self.normalized_shape or x.shape[-1:]
+        assert self.eps is not None  # torch's default is RMSNorm's alone
         return functional.layer_norm(x, shape, self.weight, self.bias, self.eps, recipe=self.recipe)

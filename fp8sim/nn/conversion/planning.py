@@ -76,7 +76,7 @@ def plan(model: torch.nn.Module, request: Request) -> list[Step]:
     tables = {id(m.weight): name for name, m in model.named_modules() if isinstance(m, torch.nn.Embedding | Embedding)}
     made: dict[int, Step] = {}
     steps = []
-    for place in _places(model, "", None, set()):
+    for place in _places(model):
         first = made.get(id(place.module))
         if first is not None:
             reason = f"the same module as {first.line.name or 'the model'}"
@@ -89,15 +89,14 @@ def plan(model: torch.nn.Module, request: Request) -> list[Step]:
     return [_without_fused_path(step, made) for step in steps]
 
 
-def _places(module: torch.nn.Module, name: str, parent: torch.nn.Module | None, seen: set[int]) -> Iterator[Place]:
-    """Every place of every module; what lies below a module is visited once."""
-    yield Place(name, module, parent)
-    if id(module) in seen:
+def _places(module: torch.nn.Module, name: str = "", above: tuple[torch.nn.Module, ...] = ()) -> Iterator[Place]:
+    """Every place of every module, in the order of `named_modules`; a module inside itself has one place."""
+    if any(module is holder for holder in above):
         return
-    seen.add(id(module))
+    yield Place(name, module, above[-1] if above else None)
     for own_name, child in module._modules.items():
         if child is not None:
-            yield from _places(child, f"{name}.{own_name}" if name else own_name, module, seen)
+            yield from _places(child, f"{name}.{own_name}" if name else own_name, (*above, module))
 
 
 def _step(place: Place, request: Request, attention: Step | None, tables: Mapping[int, str]) -> Step:
@@ -216,7 +215,7 @@ def calls_of(module: torch.nn.Module, recipe: Recipe) -> list[str]:
 def _without_fused_path(step: Step, made: Mapping[int, Step]) -> Step:
     """torch's encoder computes whole layers from their weights, in evaluation without gradients: not any more."""
     module = step.module
-    settings = {
+    settings: dict[type[torch.nn.Module], Mapping[str, object]] = {
         torch.nn.TransformerEncoder: {"use_nested_tensor": False, "enable_nested_tensor": False},
         torch.nn.TransformerEncoderLayer: {"activation_relu_or_gelu": 0},
     }

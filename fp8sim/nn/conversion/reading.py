@@ -9,17 +9,16 @@ from typing import Any
 
 import torch
 
-PRODUCTS = frozenset(
-    ("linear", "bilinear", "matmul", "mm", "bmm", "addmm", "addbmm", "baddbmm", "einsum", "tensordot", "@")
-    + ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
-    + ("scaled_dot_product_attention", "multi_head_attention_forward")
-)
+_CONVOLUTIONS = frozenset(f"conv{kind}{axes}d" for kind in ("", "_transpose") for axes in (1, 2, 3))
+_ATTENTION = frozenset(("scaled_dot_product_attention", "multi_head_attention_forward"))
+_PRODUCTS = frozenset(("linear", "bilinear", "matmul", "mm", "bmm", "addmm", "addbmm", "baddbmm", "einsum", "@"))
+
+PRODUCTS = _PRODUCTS | _ATTENTION | _CONVOLUTIONS
 """Functions of torch that multiply matrices: what a recipe's casts are for."""
 
-FACTORED = frozenset(
-    ("gelu", "silu", "relu", "tanh", "sigmoid", "softmax", "log_softmax", "dropout", "embedding", "+")
-    + ("layer_norm", "rms_norm", "cross_entropy", "mse_loss", "nll_loss")
-)
+_LAYERS = frozenset(("dropout", "embedding", "layer_norm", "rms_norm", "cross_entropy", "mse_loss", "nll_loss"))
+
+FACTORED = _LAYERS | {"gelu", "silu", "relu", "tanh", "sigmoid", "softmax", "log_softmax", "+"}
 """Further functions that carry factors under unit scaling."""
 
 

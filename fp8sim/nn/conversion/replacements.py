@@ -62,10 +62,17 @@ def _start(kind: str, fan_in: int, recipe: Recipe) -> dict[str, Any]:
 
 
 def _conv1d(module: torch.nn.Conv1d, recipe: Recipe, role: str) -> torch.nn.Module:
-    padding = module.padding if isinstance(module.padding, str) else module.padding[0]
-    window = (module.kernel_size[0], module.stride[0], padding, module.dilation[0])
-    channels = (module.in_channels, module.out_channels)
-    return Conv1d(*channels, *window, module.groups, module.bias is not None, recipe=recipe)
+    return Conv1d(
+        module.in_channels,
+        module.out_channels,
+        module.kernel_size[0],
+        module.stride[0],
+        module.padding if isinstance(module.padding, str) else module.padding[0],
+        module.dilation[0],
+        module.groups,
+        module.bias is not None,
+        recipe=recipe,
+    )
 
 
 def _refuse_conv1d(module: torch.nn.Conv1d, recipe: Recipe) -> str:
@@ -190,5 +197,7 @@ def become(module: torch.nn.Module, template: torch.nn.Module) -> None:
     generic = vars(torch.nn.Module())
     module.__class__ = type(template)
     vars(module).update({name: value for name, value in vars(template).items() if name not in generic})
+    for name in template._parameters.keys() - module._parameters.keys():
+        module.register_parameter(name, None)
     for name, child in template.named_children():
         become(getattr(module, name), child)
