@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 import fp8sim
-from fp8sim import nn, recipes
+from fp8sim import nn, quantizers, recipes
 from fp8sim.nn import roles
 from fp8sim.optim import parameter_groups
 
@@ -44,6 +44,24 @@ def test_without_casts_and_biases_every_bit_is_torchs(dtype: torch.dtype) -> Non
     assert torch.equal(loss_of(converted), loss_of(plain))
     for ours, theirs in zip(gradients(converted), gradients(plain), strict=True):
         assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("quantizer", ["mxfp8", "nvfp4", "fp8_1x128", "fp8_128x128", "fp8_row_torchao"])
+def test_no_size_is_a_hindrance_to_blocks(quantizer: str) -> None:
+    parsed = quantizers.parse(quantizer)
+    model = fp8sim.convert(torch.nn.Linear(37, 5), recipe=recipes.uniform("blocks", parsed, parsed))
+    found = gemms(lambda: model(torch.randn(3, 37, requires_grad=True)).sum().backward())
+    assert [event.quantizers for event in found] == [(parsed, parsed)] * 3
+
+
+def test_sums_of_a_tensor_core_are_those_of_the_recipe() -> None:
+    recipe = recipes.parse("fp8_naive").adding("sm90.wgmma")
+    model, x = fp8sim.convert(torch.nn.Linear(37, 5, bias=False), recipe=recipe), torch.randn(3, 37)
+    operands = {"a_format": "e4m3", "b_format": "e4m3"}
+    expected = fp8sim.matmul(
+        fp8sim.encode(x, "e4m3"), fp8sim.encode(model.weight.T, "e4m3"), plan="sm90.wgmma", **operands
+    )
+    assert torch.equal(model(x), expected)
 
 
 def test_a_bias_is_added_to_the_finished_sum(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,3 +268,13 @@ def on_one_of_two(rank: int, store: str) -> None:
 
 def test_ddp_and_fsdp2_train_a_converted_model(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(on_one_of_two, (str(tmp_path / "store"),), nprocs=2)
+
+
+@pytest.mark.parametrize("quantizer", ["e4m3", "bf16", "mxfp8", "fp8_tensor_te", "nvfp4"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_casts_leave_a_storage_that_fsdp2_can_free(quantizer: str, dtype: torch.dtype) -> None:
+    weight = torch.randn(4, 64, dtype=dtype)
+    fp8sim.quantize(weight, quantizer)
+    fp8sim.cast(weight, "e4m3")
+    assert weight.untyped_storage().resizable()
+    weight.untyped_storage().resize_(0)

@@ -182,6 +182,26 @@ def test_what_cannot_be_converted_stays_whole_and_is_named(case: str) -> None:
     assert fp8sim.conversion_report(model)["left"].reason == "module_filter_fn"
 
 
+def test_a_part_of_attention_may_stay_torchs_or_have_another_role() -> None:
+    model = torch.nn.ModuleList([torch.nn.MultiheadAttention(8, 2), torch.nn.MultiheadAttention(8, 2)])
+    weights = [attention.out_proj.weight.clone() for attention in model]
+    fp8sim.convert(
+        model,
+        recipe="unit_scaled",
+        module_filter_fn=lambda module, name: name != "0.out_proj",
+        roles={"1.out_proj": "hidden"},
+        reinit=True,
+    )
+    report = fp8sim.conversion_report(model)
+    assert (report["0.out_proj"].reason, report["1.out_proj"].role) == ("module_filter_fn", "hidden")
+    assert isinstance(model[0].out_proj, torch.nn.Linear)
+    assert model[1].out_proj.role == "hidden"
+    assert torch.equal(model[0].out_proj.weight, weights[0])
+    assert not torch.equal(model[1].out_proj.weight, weights[1])
+    x = torch.randn(3, 2, 8)
+    assert [event.layer for event in gemms(lambda: model[0](x, x, x))] == ["0.in_proj"]
+
+
 def test_parts_of_attention_that_was_skipped_are_skipped() -> None:
     model = torch.nn.ModuleList([torch.nn.MultiheadAttention(8, 2), torch.nn.Linear(8, 8)])
     fp8sim.convert(model, recipe="fp8_naive", module_filter_fn=lambda module, name: name != "0")
@@ -221,7 +241,7 @@ def test_a_filter_that_excludes_everything_is_refused() -> None:
 def test_the_filter_sees_what_could_be_converted_and_its_name() -> None:
     model, seen = Net(), []
     fp8sim.convert(model, recipe="bf16", module_filter_fn=lambda module, name: not seen.append((name, module)))
-    parts = [f"blocks.{i}.{part}" for i in (0, 1) for part in ("attention", "up", "down")]
+    parts = [f"blocks.{i}.{part}" for i in (0, 1) for part in ("attention", "attention.out_proj", "up", "down")]
     assert seen == [(name, model.get_submodule(name)) for name in [*parts, "head"]]
 
 
@@ -248,8 +268,9 @@ class Written(torch.nn.Module):
 
     @staticmethod
     def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        softmax = F.interpolate(query[None], scale_factor=1, mode="linear")[0]
         direct = F.scaled_dot_product_attention(query, key, value)
-        return direct - (query @ key.mT).softmax(-1) @ value
+        return direct - softmax * 0 - (query @ key.mT).softmax(-1) @ value
 
 
 def test_functions_that_a_model_calls_are_named() -> None:

@@ -61,8 +61,7 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw all weights anew, as `init_std` says; biases are zero."""
-        self.out_proj.reset_parameters()
+        """Draw the input projections anew, as `init_std` says, with biases of zero; `out_proj` has its own method."""
         if self.init_std is None and not self.recipe.is_unit_scaled:
             self._reset_parameters()
             return

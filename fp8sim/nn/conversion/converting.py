@@ -125,9 +125,14 @@ def _apply(step: Step) -> None:
 
 
 def _draw_anew(steps: list[Step]) -> None:
-    """Reset the parameters of converted modules; embeddings last, so that a padding row that is shared ends at zero."""
+    """Reset the parameters of converted modules.
+
+    Parts before the whole, since attention sets some of theirs; embeddings last, so that a padding row that is shared
+    ends at zero.
+    """
     converted = [step.module for step in steps if step.line.status == "converted" and step.module._parameters]
-    for module in sorted(converted, key=lambda module: isinstance(module, Embedding)):
+    parts_first = converted[::-1]
+    for module in sorted(parts_first, key=lambda module: isinstance(module, Embedding)):
         module.reset_parameters()  # type: ignore[operator]
 
 

@@ -103,7 +103,7 @@ def _step(place: Place, request: Request, attention: Step | None, tables: Mappin
     if is_ours(place.module):
         return _again(place, request)
     if attention is not None:
-        return _part_of_attention(place, attention)
+        return _part_of_attention(place, request, attention)
     replacement = replacement_of(place.module)
     if replacement is None:
         return _left(place, request)
@@ -139,16 +139,19 @@ def _again(place: Place, request: Request) -> Step:
     return Step(line, module, settings=settings)
 
 
-def _part_of_attention(place: Place, attention: Step) -> Step:
-    """A linear layer of which torch's attention reads the weight without calling it."""
+def _part_of_attention(place: Place, request: Request, attention: Step) -> Step:
+    """The output projection, of which torch's attention reads the weight without calling it, and ours calls it."""
     kind = type(place.module).__name__
     if attention.template is None:
         reason = "its attention, which reads its weight without calling it, was skipped"
         return Step(ModuleLine(place.name, kind, "skipped", reason), place.module)
+    if not request.accepts(place.module, place.name):
+        return Step(ModuleLine(place.name, kind, "skipped", _FILTERED), place.module)
     template = attention.template.get_submodule(place.own_name)
-    recipe = vars(template)["recipe"]
-    line = ModuleLine(place.name, kind, "converted", "", vars(template)["role"], recipe.name)
-    return Step(line, place.module, template, {"name": place.name})
+    role = _stated_role(place.name, request.roles) or "attention_out"
+    recipe = request.recipe.for_role(role)
+    line = ModuleLine(place.name, kind, "converted", "", role, recipe.name)
+    return Step(line, place.module, template, {"name": place.name, "role": role, "recipe": recipe})
 
 
 def _replaced(place: Place, request: Request, replacement: Replacement, tables: Mapping[int, str]) -> Step:

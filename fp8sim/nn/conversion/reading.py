@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dis
+import functools
 from collections.abc import Callable, Iterator
 from types import CodeType, FunctionType
 from typing import Any
@@ -22,19 +23,28 @@ FACTORED = _LAYERS | {"gelu", "silu", "relu", "tanh", "sigmoid", "softmax", "log
 """Further functions that carry factors under unit scaling."""
 
 
+_NAMES = ("LOAD_ATTR", "LOAD_METHOD", "LOAD_GLOBAL")
+
+
 def called_by(module: torch.nn.Module) -> list[str]:
     """Names of `PRODUCTS` and `FACTORED` in the methods of `module`'s class, sorted.
 
     Methods of classes that torch defines are not read, except that of `module` itself; nor are functions that methods
     call. An attribute of `self`, such as a module called `linear`, does not count.
     """
-    classes = [base for base in type(module).__mro__ if not base.__module__.startswith("torch.")]
+    kind: Any = type(module)
+    return list(_called_by(kind))
+
+
+@functools.lru_cache(256)
+def _called_by(kind: type) -> tuple[str, ...]:
+    classes = [base for base in kind.__mro__ if not base.__module__.startswith("torch.")]
     found: set[str] = set()
-    for base in classes or [type(module)]:
+    for base in classes or [kind]:
         for member in vars(base).values():
             if isinstance(code := getattr(_function(member), "__code__", None), CodeType):
                 found.update(_names(code))
-    return sorted(found)
+    return tuple(sorted(found))
 
 
 def _function(member: Any) -> Callable[..., Any] | None:
@@ -50,7 +60,7 @@ def _names(code: CodeType) -> Iterator[str]:
             sign = instruction.argrepr.removesuffix("=")
             if sign in PRODUCTS | FACTORED:
                 yield sign
-        elif instruction.argval in PRODUCTS | FACTORED and before != "self":
+        elif instruction.opname in _NAMES and instruction.argval in PRODUCTS | FACTORED and before != "self":
             yield str(instruction.argval)
         before = instruction.argval
     for constant in code.co_consts:

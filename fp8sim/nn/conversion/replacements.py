@@ -193,11 +193,9 @@ def template_of(module: torch.nn.Module, replacement: Replacement, recipe: Recip
 
 
 def become(module: torch.nn.Module, template: torch.nn.Module) -> None:
-    """Give `module` the class and settings of `template`; parameters, submodules' places, hooks and mode stay."""
+    """Give `module` the class and settings of `template`; parameters, submodules, hooks and mode stay."""
     generic = vars(torch.nn.Module())
     module.__class__ = type(template)
     vars(module).update({name: value for name, value in vars(template).items() if name not in generic})
     for name in template._parameters.keys() - module._parameters.keys():
         module.register_parameter(name, None)
-    for name, child in template.named_children():
-        become(getattr(module, name), child)
