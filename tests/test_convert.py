@@ -278,3 +278,16 @@ def test_casts_leave_a_storage_that_fsdp2_can_free(quantizer: str, dtype: torch.
     fp8sim.cast(weight, "e4m3")
     assert weight.untyped_storage().resizable()
     weight.untyped_storage().resize_(0)
+
+
+def test_converted_layers_follow_autocast():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.Linear(16, 16, bias=False), torch.nn.ReLU(), torch.nn.Linear(16, 8, bias=False)
+    )
+    x, plain = torch.randn(5, 16), copy.deepcopy(model)
+    fp8sim.convert(model, recipe="fp8_naive")
+    with torch.autocast("cpu", torch.bfloat16):
+        output, expected = model(x), plain(x)
+    assert output.dtype == expected.dtype == torch.bfloat16
+    assert (output - expected).norm() < 0.1 * expected.norm()

@@ -97,15 +97,16 @@ def _cause(entry: Mapping[str, Any], data: Mapping[str, Any]) -> str:
 
 
 def _arithmetic_table(data: dict[str, Any]) -> list[str]:
+    width = max(len(row["name"]) for row in [{"name": "op or kernel"}, *data["arithmetic"]])
     lines = [
         "2  Do ops and kernels compute what they claim?",
-        f"   {'op or kernel':<31} {'ran on':<12} {'contract':<10} {'compared':>13} {'mismatches':>11}  verdict",
+        f"   {'op or kernel':<{width}} {'ran on':<12} {'contract':<10} {'compared':>13} {'mismatches':>11}  verdict",
     ]
     for row in data["arithmetic"]:
         counts = (f"{row['compared']:,}", f"{row['mismatches']:,}") if row["compared"] else ("-", "-")
         reason = f" ({row['detail']})" if row["verdict"] == "NOT CHECKED" else ""
         lines.append(
-            f"   {row['name']:<31} {row['ran_on']:<12} {row['contract']:<10} {counts[0]:>13} {counts[1]:>11}  "
+            f"   {row['name']:<{width}} {row['ran_on']:<12} {row['contract']:<10} {counts[0]:>13} {counts[1]:>11}  "
             f"{row['verdict']}{reason}"
         )
         if row["verdict"] == "FAIL":
