@@ -255,6 +255,114 @@ def test_a_single_wrong_element_is_located():
     assert not closest.rounding_possible
 
 
+def test_a_nan_where_nothing_overflows_is_no_rounding():
+    out = fp8sim.matmul(A, B, **E4M3, accumulate="sm90.wgmma")
+    out[7, 9] = np.nan
+    closest = fp8sim.explain(out, A, B, **E4M3).closest
+    assert (closest.differing, closest.beyond_bound, closest.faults) == (1, 1, ())
+    large = np.full_like(A, 0x7E), np.full_like(B, 0x7E)
+    out = np.full((48, 40), np.inf, np.float32)
+    closest = fp8sim.explain(out, *large, **E4M3, hypotheses=["sm89.mma"]).closest
+    assert closest.beyond_bound == closest.differing == 48 * 40, "float32 holds the sum"
+    closest = fp8sim.explain(out, *large, **E4M3, hypotheses=["sm89.mma output=float16 overflow=SATURATE"]).closest
+    assert closest.beyond_bound == 0, "float16 does not"
+
+
+def test_a_single_wrong_element_has_no_factor():
+    out = fp8sim.matmul(A, B, **E4M3, accumulate="sm90.wgmma")
+    out[7, 9] += 1e4
+    assert fp8sim.explain(out, A, B, **E4M3).closest.faults == ()
+
+
+BLOCKS = {"a_scale_inv": factors(48, 2), "b_scale_inv": factors(2, 40)}
+ONE = {"a_scale_inv": np.float32(0.81), "b_scale_inv": np.float32(0.37)}
+
+
+@pytest.mark.parametrize(
+    ("given", "changed", "text"),
+    [
+        ({}, {"b_format": "e5m2"}, "codes read as float8_e5m2, not as float8_e4m3fn: b"),
+        (ONE, {"a_scale_inv": None}, "factors left out: a"),
+        (ONE, {"a_scale_inv": None, "b_scale_inv": None}, "factors left out: a and b"),
+        (ONE, {"b_scale_inv": np.float32(1 / 0.37)}, "factors divided by, not multiplied with: b"),
+        (ONE, {"a_scale_inv": np.float32(0.81**2)}, "factors applied twice: a"),
+        (BLOCKS, {"a_scale_inv": None}, "factors left out: a"),
+        (BLOCKS, {"a_scale_inv": np.roll(BLOCKS["a_scale_inv"], 1, 0)}, "factors of the line 1 before: a"),
+        (BLOCKS, {"b_scale_inv": np.roll(BLOCKS["b_scale_inv"], -1, 1)}, "factors of the line 1 behind: b"),
+        (
+            {**BLOCKS, "a_scale_inv": factors(48, 8)},
+            {"a_scale_inv": np.roll(factors(48, 8), -1, 1)},
+            "factors of the next block along K: a",
+        ),
+        (
+            BLOCKS,
+            {"a_scale_inv": BLOCKS["a_scale_inv"].T.reshape(48, 2).copy()},
+            "factors read in the wrong order, as a transposed matrix: a",
+        ),
+        (
+            BLOCKS,
+            {"b_scale_inv": BLOCKS["b_scale_inv"].T.reshape(2, 40).copy()},
+            "factors read in the wrong order, as a transposed matrix: b",
+        ),
+    ],
+)
+def test_a_misread_operand_is_named(given, changed, text):
+    out = fp8sim.matmul(A, B, **{**E4M3, **given, **changed}, plan="sm90.wgmma;flush=32;factors=flush")
+    few = [f"{name};flush=32;factors=flush" for name in ("sm89.mma", "sm90.wgmma")]
+    explanation = fp8sim.explain(out, A, B, **E4M3, **given, hypotheses=None if given is ONE else few)
+    assert explanation.verdict == "none"
+    assert text in [fault.text for fault in explanation.closest.faults]
+    assert explanation.closest.deviation > 100 * explanation.closest.usual_deviation
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda out: np.roll(out, 1, axis=0), "every row holds what belongs in the one before it"),
+        (lambda out: np.roll(out, -1, axis=1), "every column holds what belongs in the next one"),
+        (lambda out: out.T.copy(), "the output is transposed"),
+        (lambda out: np.maximum(out, 0), "negative sums became 0, as by a fused ReLU"),
+        (lambda out: out + normal(40), "each column has a number of its own added to it, as a bias"),
+        (lambda out: out * factors(40)[:, None], "each row has a wrong factor of its own"),
+        (lambda out: out / 4, "codes read as float8_e4m3fnuz, not as float8_e4m3fn: a and b"),
+        (
+            lambda out: np.zeros_like(out),
+            "the whole sum in rows 0..39, columns 0..39 count nothing: not added, or not written",
+        ),
+    ],
+)
+def test_a_changed_result_is_named(change, text):
+    out = change(fp8sim.matmul(A[:40], B, **E4M3, accumulate="sm90.wgmma"))
+    faults = fp8sim.explain(out, A[:40], B, **E4M3).closest.faults
+    assert faults[0].text == text
+
+
+@pytest.mark.parametrize(("times", "text"), [(0, "left out: c"), (2, "added twice: c")])
+def test_a_start_that_is_left_out_or_added_twice_is_named(times, text):
+    c = 100 * normal(48, 40)
+    out = fp8sim.matmul(A, B, times * c, **E4M3, plan="sm90.wgmma")
+    assert [fault.text for fault in fp8sim.explain(out, A, B, c, **E4M3).closest.faults] == [text]
+
+
+def test_factors_that_the_instruction_takes_are_named():
+    x, y = (fp8sim.quantize(normal(32, 128, seed=seed) * factors(32, 1) ** 8, "mxfp8") for seed in (1, 2))
+    plain = {"a_format": "e4m3", "b_format": "e4m3"}
+    unscaled = fp8sim.matmul(np.asarray(x.codes), np.asarray(y.codes).T.copy(), **plain, plan="sm89.mma")
+    faults = fp8sim.explain(unscaled, x, y, hypotheses=["sm100.tcgen05.mxf8f6f4"]).closest.faults
+    assert [fault.text for fault in faults] == ["factors left out: a and b"]
+
+
+def test_a_mistake_is_found_in_a_part_of_a_large_output():
+    a, b = codes(1200, 32, seed=1), codes(32, 700, seed=2)
+    row, column = factors(1200), factors(700)
+    wrong = np.concatenate([row[:650], np.ones(550, np.float32)])
+    out = fp8sim.matmul(a, b, **E4M3, a_scale_inv=wrong, b_scale_inv=column, plan="sm90.wgmma")
+    hypotheses = ["sm90.wgmma", "sm89.mma"]
+    given = {"a_scale_inv": row, "b_scale_inv": column, "hypotheses": hypotheses}
+    found = fp8sim.explain(out, a, b, **E4M3, **given).closest
+    assert (found.rows, found.faults[0].text) == ((650, 1199), "factors left out: a")
+
+
 @pytest.mark.parametrize("plan", ["sm89.mma", "sm100.tcgen05", "triton.sm90.imprecise32", "deepgemm.sm90"])
 def test_another_order_is_never_called_impossible(plan):
     out = fp8sim.matmul(A, B, **E4M3, accumulate="sm90.wgmma", output="bfloat16")

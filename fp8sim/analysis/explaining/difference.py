@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fp8sim import casting, formats
-from fp8sim.analysis.explaining import faults
+from fp8sim.analysis.explaining import exact, faults, mistakes
 from fp8sim.analysis.explaining.faults import Fault
 from fp8sim.analysis.explaining.hypothesis import UNROUNDED, Hypothesis
 from fp8sim.analysis.explaining.outputs import differs, numbers_of, ordinals, rounded
@@ -31,7 +31,10 @@ class Difference:
             elements of a rectangle, or nearly) or "scattered".
         ulps: the largest distance, in codes of the output's format; infinite where one of both is NaN.
         ties: differing elements whose sums lie midway between two numbers of the output's format.
-        beyond_bound: elements farther from the exact sum than `mma.error_bound` lets rounding take them.
+        beyond_bound: elements farther from the exact sum than `mma.error_bound`, a worst case, lets rounding take them,
+            and those that are not finite although nothing overflows.
+        deviation, usual_deviation: norm of what the output, and the hypothesis, lack to the exact sums, over the norm
+            of those; of elements where all three are finite.
         faults: what would do this.
     """
 
@@ -44,6 +47,8 @@ class Difference:
     ulps: float
     ties: int
     beyond_bound: int
+    deviation: float
+    usual_deviation: float
     faults: tuple[Fault, ...]
 
     @property
@@ -54,7 +59,7 @@ class Difference:
     def to_dict(self) -> dict[str, Any]:
         """For JSON; a distance to NaN is null."""
         plain = ("elements", "differing", "rows", "columns", "pattern", "ties", "beyond_bound", "rounding_possible")
-        found = {name: getattr(self, name) for name in plain}
+        found = {name: getattr(self, name) for name in (*plain, "deviation", "usual_deviation")}
         ulps = self.ulps if np.isfinite(self.ulps) else None
         return {
             "hypothesis": str(self.hypothesis),
@@ -74,10 +79,15 @@ def examine(problem: Problem, hypotheses: Sequence[Hypothesis]) -> Difference:
     wrong = differs(expected, problem.actual, problem.container)
     rows, columns = (np.flatnonzero(wrong.any(axis=axis)) for axis in (1, 0))
     ties = int((wrong & _ties(sums, hypothesis)).sum())
-    beyond = faults.beyond_bound(problem, hypothesis)
-    found = [tail[0]] if tail is not None else faults.locate(problem, hypothesis, wrong, beyond)
+    beyond = exact.beyond_bound(problem, hypothesis)
+    if tail is not None:
+        found = [tail[0]]
+    else:
+        found = [*mistakes.mistakes(problem, hypothesis, wrong), *faults.locate(problem, hypotheses, wrong, beyond)]
+        found = found or mistakes.by_line(problem, hypothesis, wrong)
     if 0 < ties == int(wrong.sum()):
         found = [faults.tie_rule(ties), *found]
+    deviation, usual = _deviations(problem, hypothesis, expected)
     return Difference(
         hypothesis=hypothesis,
         elements=wrong.size,
@@ -88,8 +98,21 @@ def examine(problem: Problem, hypotheses: Sequence[Hypothesis]) -> Difference:
         ulps=_ulps(expected, problem, hypothesis, wrong),
         ties=ties,
         beyond_bound=int(beyond.sum()),
+        deviation=deviation,
+        usual_deviation=usual,
         faults=tuple(found),
     )
+
+
+def _deviations(problem: Problem, hypothesis: Hypothesis, expected: NDArray[Any]) -> tuple[float, float]:
+    """How far output and hypothesis are from the exact sums, relative to those."""
+    a, b = problem.pair(hypothesis)
+    sums = exact.exact_sums(problem, hypothesis, a, b)
+    pair = exact.actual_numbers(problem), numbers_of(expected, problem.container)
+    known = np.isfinite(sums) & np.isfinite(pair[0]) & np.isfinite(pair[1])
+    size = float(np.linalg.norm(sums[known])) or 1.0
+    of_actual, of_expected = (float(np.linalg.norm((x - sums)[known])) / size for x in pair)
+    return of_actual, of_expected
 
 
 def _pattern(wrong: NDArray[np.bool_], rows: NDArray[np.intp], columns: NDArray[np.intp]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,24 +12,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fp8sim import casting, formats, mma
+from fp8sim.analysis.explaining import exact
+from fp8sim.analysis.explaining.exact import Doubles, Mask
 from fp8sim.analysis.explaining.hypothesis import Hypothesis
-from fp8sim.analysis.explaining.outputs import Array, differs, numbers_of, rounded
+from fp8sim.analysis.explaining.outputs import Array, differs, rounded
 from fp8sim.analysis.explaining.problem import Indices, Problem, rows_of
 from fp8sim.mma import gemm
 from fp8sim.mma.gemm import Operand
-from fp8sim.mma.models import MmaModel
-from fp8sim.mma.plans import Place
 from fp8sim.rounding import Rounding
-
-Doubles = NDArray[np.float64]
-Mask = NDArray[np.bool_]
 
 _TILES = (8, 16, 32, 64, 128, 256)
 _TAIL_CANDIDATES = 64
 _SMALL = 4
-_EXPLAINED = 0.1
+EXPLAINED = 0.1
 """A fault that leaves more than this share of the deviation is not the one."""
+_NOTHING = 0.01
+"""A factor below which a sum is not there."""
+_FEWEST = 8
+"""Elements that differ, below which some factor fits anything."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,10 @@ class Fault:
     """What would make an output differ as it does.
 
     Attributes:
-        kind: "missing_tail", "wrong_factor", "not_cast" or "tie_rule".
+        kind: "missing_tail", "wrong_factor", "not_cast", "tie_rule" or "mistake" (`mistakes`).
         text: the fault in words.
-        exact: whether it reproduces every bit; otherwise it brings every element within the rounding bound.
+        exact: whether it reproduces every bit; otherwise it brings every element within the rounding bound, and a
+            mistake leaves a tenth of the deviation or less.
         details: numbers: where along k, in which rows and columns, which factor.
     """
 
@@ -58,88 +60,23 @@ def tie_rule(count: int) -> Fault:
     return Fault("tie_rule", text, False, {"ties": count})
 
 
-def locate(problem: Problem, hypothesis: Hypothesis, wrong: Mask, beyond: Mask) -> list[Fault]:
-    """What brings every element within the rounding bound; a forgotten tail of K apart."""
-    found = list(_not_cast(problem, hypothesis)) if beyond.any() else []
-    return found or list(_wrong_factor(problem, hypothesis, wrong))
+def locate(problem: Problem, hypotheses: Sequence[Hypothesis], wrong: Mask, beyond: Mask) -> list[Fault]:
+    """What brings every element within the rounding bound; a forgotten tail of K apart.
+
+    Where a fault changes everything, the closest hypothesis is so by chance: the loosest bound of all counts.
+    """
+    hypothesis, bound = hypotheses[0], _loosest(problem, hypotheses)
+    found = list(_not_cast(problem, hypothesis, bound)) if beyond.any() else []
+    return found or list(_wrong_factor(problem, hypothesis, wrong, bound))
 
 
-# The exact sum, and how far rounding can lead from it
-
-
-def beyond_bound(problem: Problem, hypothesis: Hypothesis) -> Mask:
-    """Elements [M, N] that no rounding takes so far from the exact sum of products."""
-    a, b = problem.pair(hypothesis)
-    deviation = _actual(problem) - _exact(problem, hypothesis, a, b)
-    return _outside(deviation, _bound(problem, hypothesis, a, b))
-
-
-def _outside(deviation: Doubles, bound: Doubles) -> Mask:
-    """Where finite numbers lie too far from each other. Overflow and NaN have no distance."""
-    with np.errstate(invalid="ignore"):
-        far: Mask = np.isfinite(deviation) & (np.abs(deviation) > bound)
-    return far
-
-
-def _actual(problem: Problem) -> Doubles:
-    assert problem.actual is not None
-    numbers: Doubles = numbers_of(problem.actual, problem.container)
-    return numbers
-
-
-def _exact(problem: Problem, hypothesis: Hypothesis, a: Operand, b: Operand) -> Doubles:
-    """The sum in binary64."""
-    with np.errstate(invalid="ignore", over="ignore"):
-        model = problem.model(hypothesis)
-        exact: Doubles = _numbers(a, model) @ _numbers(b, model).T
-        if problem.c is not None:
-            factors = np.ones((1, 1))
-            if hypothesis.plan.factors is Place.EPILOGUE:
-                k = problem.k
-                factors = np.outer(a.factor(0, k).astype(np.float64), b.factor(0, k).astype(np.float64))
-            exact = exact + problem.c.astype(np.float64) * factors
-    return exact
-
-
-def _numbers(x: Operand, model: MmaModel) -> Doubles:
-    """The operand [R, K] with all its factors."""
-    block = x.block or max(1, x.codes.shape[1])
-    numbers: Doubles = _inside(x, model) * np.repeat(_factors(x), block, axis=1)[:, : x.codes.shape[1]]
-    return numbers
-
-
-def _inside(x: Operand, model: MmaModel) -> Doubles:
-    """The operand [R, K] as the instruction multiplies it: with the factors that it takes."""
-    numbers: Doubles = numbers_of(x.codes, x.format)
-    if x.scales is not None and model.scale_format is not None and model.scale_block is not None:
-        scales = casting.decode(x.scales, model.scale_format, dtype="float64")
-        numbers = numbers * np.repeat(scales, model.scale_block, axis=1)[:, : x.codes.shape[1]]
-    return numbers
-
-
-def _factors(x: Operand) -> Doubles:
-    """[R, B]; ones where there are none."""
-    return np.ones((len(x.codes), 1)) if x.scale_inv is None else x.scale_inv.astype(np.float64)
-
-
-def _bound(problem: Problem, hypothesis: Hypothesis, a: Operand, b: Operand) -> Doubles:
-    """`mma.error_bound` of every element, the output's rounding included."""
-    model = problem.model(hypothesis)
-    rows, columns = (_amax(_inside(x, model)) for x in (a, b))
-    start = 0.0 if problem.c is None else np.abs(problem.c.astype(np.float64))
-    inside = mma.error_bound(
-        problem.k, rows[:, None], columns, model, hypothesis.plan, amax_c=start, output=hypothesis.output
-    )
-    outside = [_amax(_factors(x)) for x in (a, b)]
-    smallest = 0.0 if hypothesis.output == "float64" else float(formats.parse(hypothesis.output).smallest)
-    bound: Doubles = inside * np.multiply.outer(outside[0], outside[1]) + smallest
-    return bound
-
-
-def _amax(x: Doubles) -> Doubles:
-    """[R], the largest finite magnitude of each row."""
-    largest: Doubles = np.where(np.isfinite(x), np.abs(x), 0.0).max(axis=1, initial=0.0)
-    return largest
+def _loosest(problem: Problem, hypotheses: Sequence[Hypothesis]) -> Doubles:
+    """[M, N], over hypotheses that cast as the first does."""
+    first = hypotheses[0]
+    alike = [one for one in hypotheses if (one.casts, one.output) == (first.casts, first.output)]
+    unlike = {(one.plan.instruction, one.plan.widen, one.plan.flush): one for one in reversed(alike)}
+    bounds = (exact.bound_of(problem, one, *problem.pair(one)) for one in unlike.values())
+    return functools.reduce(np.maximum, bounds)
 
 
 # A tail of K that was forgotten
@@ -211,24 +148,26 @@ def _sums(problem: Problem, hypothesis: Hypothesis, stop: int, rows: Indices | N
 # A factor that is wrong in one place
 
 
-def _wrong_factor(problem: Problem, hypothesis: Hypothesis, wrong: Mask) -> Iterator[Fault]:
+def _wrong_factor(problem: Problem, hypothesis: Hypothesis, wrong: Mask, bound: Doubles) -> Iterator[Fault]:
     """The block of K whose share of the sum, times one number, is what the elements that differ lack."""
     a, b = problem.pair(hypothesis)
     rows, columns = (np.flatnonzero(wrong.any(axis=axis)) for axis in (1, 0))
-    deviation = (_actual(problem) - _exact(problem, hypothesis, a, b))[np.ix_(rows, columns)]
-    bound = _bound(problem, hypothesis, a, b)[np.ix_(rows, columns)]
+    deviation = (exact.actual_numbers(problem) - exact.exact_sums(problem, hypothesis, a, b))[np.ix_(rows, columns)]
+    bound = bound[np.ix_(rows, columns)]
     model = problem.model(hypothesis)
-    left, right = _numbers(a, model)[rows], _numbers(b, model)[columns]
+    left, right = exact.operand_numbers(a, model)[rows], exact.operand_numbers(b, model)[columns]
     known = np.isfinite(deviation)
+    if known.sum() < _FEWEST:
+        return
     best: tuple[float, float, int, int] | None = None
     for start, stop in _blocks(problem.k, a, b):
         share = left[:, start:stop] @ right[:, start:stop].T
         change = _slope(share[known], deviation[known])
         rest = np.where(known, deviation - change * share, 0.0)
         size = float(np.linalg.norm(rest))
-        if change and not _outside(rest, bound).any() and (best is None or size < best[0]):
+        if change and not exact.is_outside(rest, bound).any() and (best is None or size < best[0]):
             best = (size, change, start, stop)
-    if best is not None and best[0] <= _EXPLAINED * float(np.linalg.norm(deviation[known])):
+    if best is not None and best[0] <= EXPLAINED * float(np.linalg.norm(deviation[known])):
         yield _factor_fault(problem, best, rows, columns)
 
 
@@ -238,10 +177,10 @@ def _factor_fault(
     _, change, start, stop = best
     where = [[int(x[0]), int(x[-1])] for x in (rows, columns)]
     part = "the whole sum" if stop - start == problem.k else f"the products of k={start}..{stop - 1}"
-    text = (
-        f"{part} in rows {where[0][0]}..{where[0][1]}, columns {where[1][0]}..{where[1][1]} count "
-        f"{1 + change:.4g} times: a wrong factor{_owner(problem, rows, columns)}"
-    )
+    place = f"{part} in rows {where[0][0]}..{where[0][1]}, columns {where[1][0]}..{where[1][1]}"
+    cause = f"a wrong factor{_owner(problem, rows, columns)}"
+    times = f"count {1 + change:.4g} times: {cause}"
+    text = f"{place} {times if abs(1 + change) > _NOTHING else 'count nothing: not added, or not written'}"
     details = {"k": [start, stop], "rows": where[0], "columns": where[1], "factor": 1 + change}
     return Fault("wrong_factor", text, False, details)
 
@@ -270,23 +209,22 @@ def _slope(x: Doubles, y: Doubles) -> float:
 # An operand that was not cast
 
 
-def _not_cast(problem: Problem, hypothesis: Hypothesis) -> Iterator[Fault]:
+def _not_cast(problem: Problem, hypothesis: Hypothesis, bound: Doubles) -> Iterator[Fault]:
     """Operands whose cast the output does without, within the bound."""
     a, b = problem.pair(hypothesis)
-    bound = _bound(problem, hypothesis, a, b)
-    deviation = _actual(problem) - _exact(problem, hypothesis, a, b)
+    deviation = exact.actual_numbers(problem) - exact.exact_sums(problem, hypothesis, a, b)
     size = float(np.linalg.norm(deviation[np.isfinite(deviation)]))
     cast = {"a": hypothesis.a, "b": hypothesis.b}
     model = problem.model(hypothesis)
-    numbers = {"a": _numbers(a, model), "b": _numbers(b, model)}
+    numbers = {"a": exact.operand_numbers(a, model), "b": exact.operand_numbers(b, model)}
     raw = {name: rows_of(problem.given(name), name).astype(np.float64) for name, text in cast.items() if text}
-    best: tuple[float, tuple[str, ...]] = (_EXPLAINED * size, ())
+    best: tuple[float, tuple[str, ...]] = (EXPLAINED * size, ())
     for names in [("a",), ("b",), ("a", "b")]:
         if all(name in raw for name in names):
             used = numbers | {name: raw[name] for name in names}
-            rest = _actual(problem) - used["a"] @ used["b"].T
+            rest = exact.actual_numbers(problem) - used["a"] @ used["b"].T
             left = float(np.linalg.norm(rest[np.isfinite(rest)]))
-            if left <= best[0] and not _outside(rest, bound).any():
+            if left <= best[0] and not exact.is_outside(rest, bound).any():
                 best = (left, names)
     if best[1]:
         casts = ", ".join(f"{name}={cast[name]}" for name in best[1])

@@ -56,8 +56,10 @@ def _difference_lines(closest: Difference) -> Iterator[str]:
     yield f"closest: {closest.hypothesis}"
     yield f"  differs in {closest.differing} of {closest.elements} elements: {closest.pattern}, {where}"
     yield f"  by at most {closest.ulps:.6g} ulp; {closest.ties} of them are ties of the output's rounding"
+    norms = f"{closest.deviation:.2g}, that of the hypothesis {closest.usual_deviation:.2g}"
+    yield f"  norm of its deviation from the exact sums, over theirs: {norms}"
     if closest.rounding_possible:
-        yield "  no element lies beyond mma.error_bound: it does not rule out rounding or another order"
+        yield "  no element lies beyond mma.error_bound: the worst case does not rule out rounding or another order"
     else:
         yield f"  {closest.beyond_bound} elements lie beyond mma.error_bound: rounding cannot be the cause"
     for fault in closest.faults:
