@@ -199,6 +199,13 @@ def test_dropout_counts_in_training_alone() -> None:
     assert not torch.equal(module(x), module(x))
 
 
+def reused(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Attention of x with the cache of another sequence."""
+    module, cache = attention(context=6).float(), KeyValueCache()
+    module(normal(1, 6, 32).float(), cache=cache)
+    return module.to(dtype)(x.to(dtype), cache=cache)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -216,6 +223,12 @@ def test_dropout_counts_in_training_alone() -> None:
             lambda: attention(context=6)(normal(1, 6, 32), torch.ones(6, 6).bool(), cache=KeyValueCache()),
             "a cache is for causal attention without an attn_mask",
         ),
+        (lambda: attention(rotary_base=0.0), "rotary_base=0.0: must be above 0, such as 10000, or None"),
+        (
+            lambda: reused(normal(2, 1, 32), torch.float32),
+            "cache holds B, G, D = 1, 4, 8 of torch.float32 on cpu, got 2",
+        ),
+        (lambda: reused(normal(1, 1, 32), torch.bfloat16), "of torch.float32 on cpu, got 1, 4, 8 of torch.bfloat16"),
         (lambda: rotate(normal(2, 5), 100.0), "x has 5 features per head"),
         (lambda: rotate(normal(2, 6), 0.0), "base=0.0: must be above 0"),
     ],

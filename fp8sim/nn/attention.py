@@ -30,13 +30,29 @@ class KeyValueCache:
         return 0 if self.keys is None else self.keys.shape[-2]
 
     def extend(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append keys and values [B, G, L, D]; returns all of them, [B, G, S + L, D]."""
+        """Append keys and values [B, G, L, D]; returns all of them, [B, G, S + L, D].
+
+        Raises:
+            ValueError: B, G, D, dtype or device differ from those in the cache.
+        """
+        seen = self.keys
+        if seen is not None and _kind(seen) != _kind(keys):
+            (batch, groups, width, *of), (new_batch, new_groups, new_width, *new) = _kind(seen), _kind(keys)
+            raise ValueError(
+                f"cache holds B, G, D = {batch}, {groups}, {width} of {of[0]} on {of[1]}, got {new_batch}, "
+                f"{new_groups}, {new_width} of {new[0]} on {new[1]}: make a new cache for another batch or model"
+            )
         if self.keys is None or self.values is None:
             self.keys, self.values = keys, values
         else:
             self.keys = torch.cat((self.keys, keys), -2)
             self.values = torch.cat((self.values, values), -2)
         return self.keys, self.values
+
+
+def _kind(x: torch.Tensor) -> tuple[int, int, int, torch.dtype, torch.device]:
+    """What [B, G, S, D] of a cache have in common."""
+    return x.shape[0], x.shape[1], x.shape[3], x.dtype, x.device
 
 
 class Attention(torch.nn.Module):
@@ -67,7 +83,7 @@ class Attention(torch.nn.Module):
 
     Raises:
         ValueError: heads that do not divide the width, or key_value_heads that do not divide the heads; an odd D with
-            rotary positions; an unknown recipe or constraint.
+            rotary positions, or a base that is not above 0; an unknown recipe or constraint.
     """
 
     def __init__(
@@ -118,8 +134,8 @@ class Attention(torch.nn.Module):
             cache: keys and values of the tokens before; those of x are added to it.
 
         Raises:
-            ValueError: a mask and a cache; a cache where attention is not causal; a cache without `context` under
-                unit scaling; a shape that does not fit.
+            ValueError: a mask and a cache; a cache where attention is not causal, or of another batch; a cache without
+                `context` under unit scaling; a shape that does not fit.
         """
         if x.ndim != 3 or x.shape[-1] != self.qkv.in_features:
             raise ValueError(f"attention takes x [B, L, {self.qkv.in_features}], got {list(x.shape)}")
@@ -188,6 +204,8 @@ def _check_heads(width: int, heads: int, groups: int, rotary_base: float | None)
         raise ValueError(f"heads={heads} must divide width={width}")
     if groups < 1 or heads % groups:
         raise ValueError(f"key_value_heads={groups} must divide heads={heads}")
+    if rotary_base is not None and not rotary_base > 0:
+        raise ValueError(f"rotary_base={rotary_base}: must be above 0, such as 10000, or None for no positions")
     if rotary_base is not None and width // heads % 2:
         raise ValueError(
             f"heads={heads} of width={width} have {width // heads} features each: rotary positions need an even number"

@@ -27,7 +27,7 @@ class Linear(torch.nn.Module):
         multiplier: on the output, as in an ordinary differentiable graph (A of muP's table).
 
     Raises:
-        ValueError: an unknown recipe, role or constraint.
+        ValueError: a size below 1, an unknown recipe, role or constraint.
     """
 
     def __init__(
@@ -43,6 +43,7 @@ class Linear(torch.nn.Module):
         multiplier: float = 1.0,
     ) -> None:
         super().__init__()
+        _check_sizes(in_features=in_features, out_features=out_features)
         if role not in (*HIDDEN_ROLES, "readout"):
             raise ValueError(f"role={role!r}: use one of {', '.join(HIDDEN_ROLES)}, readout")
         rules.constrain(constraint, 1.0, 1.0)
@@ -118,8 +119,8 @@ class Conv1d(torch.nn.Module):
         constraint: ties the factors of output and grad_input.
 
     Raises:
-        ValueError: channels that `groups` does not divide, an unknown recipe or constraint. In `forward`: an input that
-            does not fit.
+        ValueError: a size below 1, channels that `groups` does not divide, an unknown recipe or constraint. In
+            `forward`: an input that does not fit.
     """
 
     def __init__(
@@ -137,6 +138,7 @@ class Conv1d(torch.nn.Module):
         constraint: str | None = "to_output_scale",
     ) -> None:
         super().__init__()
+        _check_sizes(in_channels=in_channels, out_channels=out_channels, kernel_size=kernel_size)
         if groups < 1 or in_channels % groups or out_channels % groups:
             raise ValueError(
                 f"groups={groups} must divide both in_channels={in_channels} and out_channels={out_channels}"
@@ -185,6 +187,12 @@ class Conv1d(torch.nn.Module):
         sizes = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
         rest = f"padding={self.padding}, dilation={self.dilation}, groups={self.groups}"
         return f"{sizes}, {rest}, recipe={self.recipe.name}"
+
+
+def _check_sizes(**sizes: int) -> None:
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name}={size}: must be at least 1")
 
 
 @torch.no_grad()
