@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import statistics
 
 import pytest
 import torch
@@ -341,15 +342,18 @@ def test_tau_falls_with_depth():
     assert [case.build(10).config.tau for case in model_scales.FLAT_TAU] == [0.4, 0.4]
 
 
-def test_recorded_pairs_are_summed_up():
-    assert len(PAIRED["losses"]) >= 4
-    assert PAIRED["summary"] == paired_runs.summary(PAIRED["losses"])
-    assert {**dataclasses.asdict(RunSize()), **PAIRED["run"]} == PAIRED["run"]
-    assert set(PAIRED["summary"]) == {U_MUP, MUNIT}
+@pytest.mark.parametrize("paired", PAIRED, ids=lambda paired: paired["text"]["name"])
+def test_recorded_pairs_are_summed_up(paired):
+    assert len(paired["losses"]) >= 4
+    assert paired["summary"] == paired_runs.summary(paired["losses"])
+    assert {**dataclasses.asdict(RunSize()), **paired["run"]} == paired["run"]
+    assert paired["run"] == PAIRED[0]["run"]
+    assert set(paired["summary"]) == {U_MUP, MUNIT}
 
 
-@pytest.mark.xfail(strict=True, reason="u_mup_fp8: +0.011 with an error of 0.005 over five seeds; more have to decide")
 def test_recorded_pairs_keep_the_limit():
-    means = {label: spread["mean"] for runs in PAIRED["summary"].values() for label, spread in runs.items()}
-    in_fp8 = [recipe.name for style in STYLES.values() for recipe in style.recipes]
-    assert max(means[name] for name in in_fp8) <= scales_page.MOST_LOSS
+    """Over all texts and seeds: those of one text alone err by half of the limit."""
+    found = scales_page.in_fp8(PAIRED)
+    assert set(found) == {recipe.name for style in STYLES.values() for recipe in style.recipes}
+    for label, values in found.items():
+        assert statistics.fmean(values) <= scales_page.MOST_LOSS, label

@@ -11,9 +11,10 @@ from decoders import EXACT, SMALL, TOKENS, decoder, recipe_of
 from torch.nn import functional as F
 
 from fp8sim import quantizers, recipes
-from fp8sim.nn import TransformerConfig, TransformerDecoder, TransformerLayer, roles
+from fp8sim.nn import Linear, TransformerConfig, TransformerDecoder, TransformerLayer, roles
 from fp8sim.recipes import GEMM_OPERANDS, PARAMETRIZATIONS
 from fp8sim.simulate.matmul import GemmEvent, observe
+from fp8sim.unit_scaling import functional
 
 
 @pytest.mark.parametrize("style", PARAMETRIZATIONS)
@@ -283,3 +284,36 @@ def test_recipes_of_every_style_say_whether_operations_carry_factors() -> None:
     carries = {style: recipe_of(style).is_unit_scaled for style in PARAMETRIZATIONS}
     assert carries == {"standard": False, "mup": False, "unit_scaled": True, "u_mup": True, "munit": True}
     assert recipes.parse(str(recipe_of("munit"))) == recipe_of("munit")
+
+
+@pytest.mark.parametrize("recipe", ["unit_scaled", "u_mup_fp8", "munit_scaled_fp8"])
+def test_gradients_of_parts_add_up_to_those_of_the_batch(recipe: str) -> None:
+    """Four micro-batches: with `batch_parts` their sum is the whole batch's gradient, without it twice that."""
+    torch.manual_seed(0)
+    model = TransformerDecoder(TransformerConfig(17, 16, 2, 2), recipe=recipes.parse(recipe).without_casts()).double()
+    tokens, targets = torch.randint(0, 17, (2, 4, 6))
+    model.loss(tokens, targets).backward()
+    whole = {name: p.grad.clone() for name, p in model.named_parameters()}
+    for parts, ratio in ((4, 1.0), (1, 2.0)):
+        model.zero_grad()
+        with functional.batch_parts(parts):
+            for i in range(4):
+                model.loss(tokens[i : i + 1], targets[i : i + 1]).backward()
+        for name, parameter in model.named_parameters():
+            torch.testing.assert_close(parameter.grad, ratio * whole[name], rtol=1e-9, atol=1e-12, msg=name)
+
+
+def test_batch_parts_is_refused_below_one_and_ends_with_its_block() -> None:
+    with pytest.raises(ValueError, match="parts=0: a number of 1 or more"), functional.batch_parts(0):
+        pass
+    layer, x = Linear(8, 8), torch.randn(4, 8)
+
+    def gradient() -> torch.Tensor:
+        layer.zero_grad()
+        layer(x).sum().backward()
+        return layer.weight.grad
+
+    alone = gradient()
+    with functional.batch_parts(9):
+        torch.testing.assert_close(gradient(), alone / 3)
+    assert torch.equal(gradient(), alone)

@@ -141,7 +141,7 @@ def main() -> None:
         "--seeds", type=int, default=5, help="how many, from 0; more make the error of the mean smaller"
     )
     parser.add_argument("--text", type=Path, help="UTF-8 text (default: Python's help topics)")
-    parser.add_argument("--out", type=Path, default=scales_page.RESULTS, help="folder of paired_runs.json")
+    parser.add_argument("--out", type=Path, default=scales_page.RESULTS, help="folder of paired_runs_TEXT.json")
     options = parser.parse_args()
     size, content = RunSize(), text.load(options.text)
     losses: list[dict[str, Any]] = []
@@ -151,7 +151,7 @@ def main() -> None:
             losses.append(losses_of_seed(content, seed, size, advance))
             run = {**vars(size), "rates": dict(tables.RATES)}
             found = {"run": run, "losses": losses, "summary": summary(losses)}
-            path = tables.save("paired_runs", content, found, options.out)
+            path = tables.save(f"paired_runs_{Path(content.name).stem}", content, found, options.out)
     print(f"results: {path}")
 
 

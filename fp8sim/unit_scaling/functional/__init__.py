@@ -8,6 +8,7 @@ passes that exist anyway and stay Python floats, whatever the tensor's dtype. Th
 Keywords that many share: `recipe` (its parametrization decides whether there are factors; "unit_scaled" by default),
 `constraint` (ties them: `rules.CONSTRAINTS`), `mult` (a hyperparameter on the input of a nonlinear function),
 `batch_tokens` (tokens of the whole batch, where this call sees a part of it; the parts' gradients are then summed).
+`batch_parts` says so for all calls in a `with` block, those of modules included.
 """
 
 from fp8sim.unit_scaling.functional.activations import (
@@ -21,7 +22,7 @@ from fp8sim.unit_scaling.functional.activations import (
     tanh,
 )
 from fp8sim.unit_scaling.functional.attention import scaled_dot_product_attention, softmax
-from fp8sim.unit_scaling.functional.common import UNIT_SCALED
+from fp8sim.unit_scaling.functional.common import UNIT_SCALED, batch_parts
 from fp8sim.unit_scaling.functional.losses import cross_entropy, mse_loss
 from fp8sim.unit_scaling.functional.products import conv1d, linear, linear_readout, matmul
 from fp8sim.unit_scaling.functional.sums import add, residual_add, residual_apply, residual_split
@@ -30,6 +31,7 @@ from fp8sim.unit_scaling.functional.weights import embedding, layer_norm, rms_no
 __all__ = [
     "UNIT_SCALED",
     "add",
+    "batch_parts",
     "conv1d",
     "cross_entropy",
     "dropout",

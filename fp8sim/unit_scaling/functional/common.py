@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -34,10 +36,35 @@ def autocast(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
     return a, b
 
 
+_parts = 1
+
+
+@contextlib.contextmanager
+def batch_parts(parts: int) -> Iterator[None]:
+    """Inside the `with` block forward passes see one of `parts` equal parts of the batch: gradients add up to its own.
+
+    For gradient accumulation and data parallelism: `parts` is the number of micro-batches times that of ranks. Without
+    it each part scales the gradients of weights, gains and biases for its own tokens, and their sum is parts^1/2 times
+    that of the whole batch. Gradients are to be summed: DDP averages them, so multiply the loss by the number of ranks.
+    It reaches modules and functions, but those calls that pass `batch_tokens`. It holds for the whole process.
+
+    Raises:
+        ValueError: fewer than one part.
+    """
+    global _parts
+    if parts < 1:
+        raise ValueError(f"parts={parts}: a number of 1 or more")
+    before, _parts = _parts, parts
+    try:
+        yield
+    finally:
+        _parts = before
+
+
 def count_tokens(batch_tokens: int | None, here: int) -> int:
-    """`batch_tokens`, or for None those `here`, at least 1 so that an empty input has a factor."""
+    """`batch_tokens`, or for None those `here`, at least 1 so that an empty input has a factor, times `batch_parts`."""
     if batch_tokens is None:
-        return max(1, here)
+        return max(1, here) * _parts
     if batch_tokens < 1:
         raise ValueError(f"batch_tokens={batch_tokens}: a count of 1 or more, or None for the tokens of this call")
     return batch_tokens
