@@ -67,13 +67,14 @@ def parameter_groups(
         [{"params": [...], "lr": ..., "weight_decay": ..., and "eps" if given}, ...] by descending rate.
 
     Raises:
-        ValueError: `lr` not positive, `weight_decay` negative, parameters without a kind, a base that lacks some of the
-            parameters, or an unknown name of a parametrization, kind, rule or convention.
+        ValueError: `lr` not positive, `weight_decay` or `eps` negative, or one of them infinite; parameters without a
+            kind, a base that lacks some of the parameters, or an unknown name of a parametrization, kind, rule or
+            convention.
     """
-    if not lr > 0:
-        raise ValueError(f"lr={lr}: must be positive")
-    if not weight_decay >= 0:
-        raise ValueError(f"weight_decay={weight_decay}: must not be negative")
+    if not 0 < lr < math.inf:
+        raise ValueError(f"lr={lr}: must be positive and finite")
+    if not 0 <= weight_decay < math.inf:
+        raise ValueError(f"weight_decay={weight_decay}: a finite number, 0 or more")
     mup.check_kinds("undecayed", undecayed)
     rule = _rule(parametrization)
     base_weights = None if base is None else tags.weights(base, roles, untagged)
@@ -83,7 +84,7 @@ def parameter_groups(
         rate = lr * rule(weight, optimizer).learning_rate
         decay = 0.0 if weight.kind in undecayed else weight_decay
         handed = mup.weight_decay(weight, decay, rate, decay_rule)
-        groups.setdefault((rate, handed, eps(weight) if callable(eps) else eps), []).append(parameter)
+        groups.setdefault((rate, handed, _eps(eps, weight)), []).append(parameter)
     return [_group(*key, groups[key]) for key in sorted(groups, key=lambda key: (-key[0], key[1], key[2] or 0.0))]
 
 
@@ -95,6 +96,13 @@ def _rule(parametrization: str | Rule) -> Rule:
             f"parametrization={parametrization!r}: use one of {', '.join(mup.PARAMETRIZATIONS)}, or a rule"
         )
     return mup.PARAMETRIZATIONS[parametrization]
+
+
+def _eps(eps: float | Callable[[Weight], float] | None, weight: Weight) -> float | None:
+    own = eps(weight) if callable(eps) else eps
+    if own is not None and not 0 <= own < math.inf:
+        raise ValueError(f"eps={own}: a finite number, 0 or more")
+    return own
 
 
 def _with_base(

@@ -275,6 +275,8 @@ def test_sizes_follow_from_the_shape(kind: str, shape: tuple[int, ...], fans: tu
         (lambda: mup.rescaled(Abc(1, 1, 1), 0.0), "theta=0.0: must be positive"),
         (lambda: mup.depth_of(4, "layers"), "depth_convention='layers': use one of blocks, branches"),
         (lambda: mup.weight_decay(WEIGHTS["up"], 0.1, 1.0, "none"), "decay_rule='none'"),
+        (lambda: mup.weight_decay(WEIGHTS["up"], 0.1, 0.0), "learning_rate=0.0: must be positive"),
+        (lambda: mup.branch_multiplier(0), "depth=0: must be at least 1"),
         (lambda: mup.gradient_scale(WEIGHTS["up"], "sp"), "parametrization='sp'"),
     ],
 )

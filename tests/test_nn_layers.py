@@ -289,6 +289,7 @@ def test_a_linear_layer_follows_the_policy_of_its_role(role: str) -> None:
         (lambda: nn.Conv1d(4, 6, 3, constraint="mean"), "constraint='mean'"),
         (lambda: nn.Embedding(4, 6, 4), "padding_idx=4: the rows are -4 to 3"),
         (lambda: nn.LayerNorm(elementwise_affine=True), "needs a normalized_shape"),
+        (lambda: nn.RMSNorm(4, -1e-5), "eps=-1e-05: must not be negative"),
         (lambda: nn.MLP(4, activation="relu"), "activation='relu': use one of swiglu, gelu"),
         (lambda: nn.MLP(4, 0.1), "expansion=0.1 of width=4 leaves no feature"),
         (lambda: nn.Linear(4, 4)(torch.zeros(2, 5)), r"linear takes input \[..., I\]"),

@@ -223,7 +223,10 @@ def test_the_decay_of_the_mup_package_does_not_change_with_width() -> None:
     [
         ({"lr": 0.0}, "lr=0.0: must be positive"),
         ({"lr": math.nan}, "lr=nan: must be positive"),
-        ({"weight_decay": -1.0}, "weight_decay=-1.0: must not be negative"),
+        ({"lr": math.inf}, "lr=inf: must be positive and finite"),
+        ({"weight_decay": -1.0}, "weight_decay=-1.0: a finite number, 0 or more"),
+        ({"eps": -1.0}, "eps=-1.0: a finite number, 0 or more"),
+        ({"eps": lambda weight: math.nan}, "eps=nan: a finite number, 0 or more"),
         (
             {"parametrization": "sp"},
             "parametrization='sp': use one of standard, mup, u_mup, unit_scaled, munit, or a rule",

@@ -11,8 +11,11 @@ from typing import NamedTuple
 from fp8sim.nn.mlp import ACTIVATIONS
 from fp8sim.recipes import Recipe
 from fp8sim.unit_scaling import mup, rules
+from fp8sim.unit_scaling.constraints import check_counts
 
 NORMS = ("rms", "layer")
+
+_SIZES = ("vocabulary", "width", "blocks", "heads", "context", "base_width", "base_depth")
 
 
 class Start(NamedTuple):
@@ -84,10 +87,8 @@ class TransformerConfig:
     alpha_output: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("vocabulary", "width", "blocks", "heads", "context", "base_width", "base_depth"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}={value}: must be at least 1")
+        sizes = {name: getattr(self, name) for name in _SIZES}
+        check_counts(**{name: size for name, size in sizes.items() if size is not None})
         choices = {"activation": ACTIVATIONS, "depth_convention": rules.DEPTHS, "norm": (None, *NORMS)}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:

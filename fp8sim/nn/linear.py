@@ -7,6 +7,7 @@ import torch
 from fp8sim import recipes
 from fp8sim.recipes import HIDDEN_ROLES, Recipe
 from fp8sim.unit_scaling import functional, rules
+from fp8sim.unit_scaling.constraints import check_counts
 
 
 class Linear(torch.nn.Module):
@@ -43,7 +44,7 @@ class Linear(torch.nn.Module):
         multiplier: float = 1.0,
     ) -> None:
         super().__init__()
-        _check_sizes(in_features=in_features, out_features=out_features)
+        check_counts(in_features=in_features, out_features=out_features)
         if role not in (*HIDDEN_ROLES, "readout"):
             raise ValueError(f"role={role!r}: use one of {', '.join(HIDDEN_ROLES)}, readout")
         rules.constrain(constraint, 1.0, 1.0)
@@ -138,7 +139,7 @@ class Conv1d(torch.nn.Module):
         constraint: str | None = "to_output_scale",
     ) -> None:
         super().__init__()
-        _check_sizes(in_channels=in_channels, out_channels=out_channels, kernel_size=kernel_size)
+        check_counts(in_channels=in_channels, out_channels=out_channels, kernel_size=kernel_size)
         if groups < 1 or in_channels % groups or out_channels % groups:
             raise ValueError(
                 f"groups={groups} must divide both in_channels={in_channels} and out_channels={out_channels}"
@@ -187,12 +188,6 @@ class Conv1d(torch.nn.Module):
         sizes = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
         rest = f"padding={self.padding}, dilation={self.dilation}, groups={self.groups}"
         return f"{sizes}, {rest}, recipe={self.recipe.name}"
-
-
-def _check_sizes(**sizes: int) -> None:
-    for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"{name}={size}: must be at least 1")
 
 
 @torch.no_grad()

@@ -30,6 +30,8 @@ class _Norm(torch.nn.Module):
         recipe: str | Recipe,
     ) -> None:
         super().__init__()
+        if eps is not None and not eps >= 0:
+            raise ValueError(f"eps={eps}: must not be negative, since the square root of it is taken")
         self.recipe, self.eps = recipes.parse(recipe), eps
         shape = (normalized_shape,) if isinstance(normalized_shape, int) else normalized_shape
         self.normalized_shape = None if shape is None else tuple(shape)
@@ -71,7 +73,7 @@ class RMSNorm(_Norm):
         recipe: its parametrization decides.
 
     Raises:
-        ValueError: an unknown recipe, or a gain without a shape.
+        ValueError: an unknown recipe, a negative eps, or a gain without a shape.
     """
 
     def __init__(

@@ -50,3 +50,10 @@ def interpolate(a: float, low: float, high: float) -> float:
     """The geometric interpolation low^(1-a) * high^a between two limits (u-muP, appendix B)."""
     result: float = low ** (1 - a) * high**a
     return result
+
+
+def check_counts(**counts: int) -> None:
+    """Raises ValueError if a size or a number of terms is below 1, of which no factor follows."""
+    for name, count in counts.items():
+        if not count >= 1:
+            raise ValueError(f"{name}={count}: must be at least 1")

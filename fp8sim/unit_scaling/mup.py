@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
+from fp8sim.unit_scaling.constraints import check_counts
+
 KINDS = ("embedding", "input", "hidden", "readout", "norm", "bias")
 """What a weight can be.
 
@@ -63,10 +65,9 @@ class Weight:
 
     def __post_init__(self) -> None:
         _one_of("kind", self.kind, KINDS)
-        for name in ("fan_in", "fan_out", "depth", "base_fan_in", "base_fan_out", "base_depth"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}={value}: must be at least 1")
+        sizes = {name: getattr(self, name) for name in ("fan_in", "fan_out", "depth")}
+        sizes |= {f"base_{name}": getattr(self, f"base_{name}") for name in sizes}
+        check_counts(**{name: size for name, size in sizes.items() if size is not None})
 
     @property
     def in_ratio(self) -> float:
@@ -273,7 +274,12 @@ def depth_of(blocks: int, convention: str = "blocks") -> int:
 
 
 def branch_multiplier(depth: int, base_depth: int = 1) -> float:
-    """A of a residual branch: (base_depth / depth)^1/2 (depth-muP; u-muP, tables 1 and 2)."""
+    """A of a residual branch: (base_depth / depth)^1/2 (depth-muP; u-muP, tables 1 and 2).
+
+    Raises:
+        ValueError: a depth below 1.
+    """
+    check_counts(depth=depth, base_depth=base_depth)
     return math.sqrt(base_depth / depth)
 
 
@@ -290,9 +296,11 @@ def weight_decay(weight: Weight, decay: float, learning_rate: float, rule: str =
             divided by that (MuAdam of the mup package).
 
     Raises:
-        ValueError: an unknown rule.
+        ValueError: an unknown rule, or a learning rate that is not positive.
     """
     _one_of("decay_rule", rule, DECAYS)
+    if not learning_rate > 0:
+        raise ValueError(f"learning_rate={learning_rate}: must be positive")
     if rule == "independent":
         return decay / learning_rate
     return decay * weight.in_ratio if rule == "mup" and weight.kind == "hidden" else decay

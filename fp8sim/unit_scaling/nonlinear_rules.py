@@ -102,7 +102,12 @@ def attention(
         causal: which of the two rules.
         dropout_p: share of the probabilities dropped.
         root_softmax: whether the probabilities enter by their square roots.
+
+    Raises:
+        ValueError: a `logit_std` that is not positive, or `dropout_p` outside 0 .. 1.
     """
+    if not 0 <= dropout_p <= 1:
+        raise ValueError(f"dropout_p={dropout_p}: a probability is 0 to 1")
     kept = math.sqrt(1 - dropout_p)
     if root_softmax:
         return kept

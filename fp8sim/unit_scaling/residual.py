@@ -23,12 +23,12 @@ def residual(tau: float, convention: str = "ratio") -> ResidualScales:
             sqrt(tau) and sqrt(1 - tau) (Blake et al. 2023, section 5.2; muS, equation 11).
 
     Raises:
-        ValueError: an unknown convention; a tau that is negative or, as a share, above 1.
+        ValueError: an unknown convention; a tau that is negative, infinite or, as a share, above 1.
     """
     if convention not in ("ratio", "share"):
         raise ValueError(f"convention={convention!r}: use 'ratio' or 'share'")
-    if not 0 <= tau <= (1 if convention == "share" else math.inf):
-        allowed = "0 to 1" if convention == "share" else "0 or more"
+    if not (0 <= tau <= (1 if convention == "share" else math.inf) and math.isfinite(tau)):
+        allowed = "0 to 1" if convention == "share" else "a finite number, 0 or more"
         raise ValueError(f"tau={tau}: as a {convention} it is {allowed}")
     if convention == "share":
         return ResidualScales(math.sqrt(tau), math.sqrt(1 - tau))
@@ -42,9 +42,11 @@ def residual_tau(index: int, branches: int, alpha: float = 1.0) -> float:
     Every branch ends with the same share of the output's variance; with alpha = 1 the input keeps one half.
 
     Raises:
-        ValueError: an index outside 0 .. branches - 1.
+        ValueError: an index outside 0 .. branches - 1; an alpha that is not positive and finite.
     """
     _check_index(index, branches)
+    if not 0 < alpha < math.inf:
+        raise ValueError(f"alpha={alpha}: must be positive and finite")
     return _tau(alpha, branches, index * alpha**2)
 
 
@@ -80,15 +82,18 @@ def transformer_residual_tau(
             count: tau_i = alpha_i / sqrt(depth), in that same code.
 
     Raises:
-        ValueError: an index outside, an odd number of branches, an unknown depth, a ratio or alpha not positive.
+        ValueError: an index outside, an odd number of branches, an unknown depth, a ratio or alpha that is not
+            positive and finite.
     """
     _check_index(index, branches)
     if branches % 2:
         raise ValueError(f"branches={branches}: a transformer has two per block, attention and MLP")
     if depth not in DEPTHS:
         raise ValueError(f"depth={depth!r}: use one of {', '.join(DEPTHS)}")
-    if not (alpha_res > 0 and alpha_res_attn_ratio > 0):
-        raise ValueError(f"alpha_res={alpha_res}, alpha_res_attn_ratio={alpha_res_attn_ratio}: both are positive")
+    if not (0 < alpha_res < math.inf and 0 < alpha_res_attn_ratio < math.inf):
+        raise ValueError(
+            f"alpha_res={alpha_res}, alpha_res_attn_ratio={alpha_res_attn_ratio}: both are positive and finite"
+        )
     alpha_mlp = alpha_res * math.sqrt(2 / (1 + alpha_res_attn_ratio**2))
     alpha_attention = alpha_res_attn_ratio * alpha_mlp
     before = 0.0 if post_norm else (index + 1) // 2 * alpha_attention**2 + index // 2 * alpha_mlp**2

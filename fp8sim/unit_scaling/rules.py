@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from fp8sim.unit_scaling.constraints import CONSTRAINTS, constrain, interpolate
+from fp8sim.unit_scaling.constraints import CONSTRAINTS, check_counts, constrain, interpolate
 from fp8sim.unit_scaling.nonlinear_rules import (
     attention,
     gelu,
@@ -90,14 +90,25 @@ def linear(
         batch_tokens: T, rows of the input over the whole (global) batch.
         constraint: ties the first two.
         scale_power: (p0, p1, p2) for in^-p0, out^-p1 and T^-p2.
+
+    Raises:
+        ValueError: a size below 1, a power that is not finite, or an unknown constraint.
     """
+    check_counts(in_features=in_features, out_features=out_features, batch_tokens=batch_tokens)
+    if not all(map(math.isfinite, scale_power)):
+        raise ValueError(f"scale_power={scale_power}: three finite numbers")
     p0, p1, p2 = scale_power
     output, grad_input = constrain(constraint, in_features**-p0, out_features**-p1)
     return LinearScales(output, grad_input, batch_tokens**-p2)
 
 
 def readout(in_features: int, out_features: int, batch_tokens: int) -> LinearScales:
-    """in^-1, out^-1/2 and T^-1/2: the last linear layer of a model, whose input is a cut edge (u-muP, table 2)."""
+    """in^-1, out^-1/2 and T^-1/2: the last linear layer of a model, whose input is a cut edge (u-muP, table 2).
+
+    Raises:
+        ValueError: a size below 1.
+    """
+    check_counts(in_features=in_features, out_features=out_features, batch_tokens=batch_tokens)
     return LinearScales(1 / in_features, out_features**-0.5, batch_tokens**-0.5)
 
 
@@ -115,7 +126,11 @@ def matmul(m: int, k: int, n: int, constraint: str | None = "to_output_scale") -
     Args:
         m, k, n: sizes of the operands.
         constraint: ties all three.
+
+    Raises:
+        ValueError: a size below 1, or an unknown constraint.
     """
+    check_counts(m=m, k=k, n=n)
     return MatmulScales(*constrain(constraint, k**-0.5, n**-0.5, m**-0.5))
 
 
@@ -139,7 +154,14 @@ def conv1d(
         batch_tokens: T, positions of the output over the whole (global) batch.
         stride, groups: s and g.
         constraint: ties the first two.
+
+    Raises:
+        ValueError: a size below 1, groups that do not divide both numbers of channels, or an unknown constraint.
     """
+    sizes = {"in_channels": in_channels, "out_channels": out_channels, "kernel_size": kernel_size, "stride": stride}
+    check_counts(**sizes, groups=groups, batch_tokens=batch_tokens)
+    if in_channels % groups or out_channels % groups:
+        raise ValueError(f"groups={groups}: must divide in_channels={in_channels} and out_channels={out_channels}")
     fan_in = in_channels // groups * kernel_size
     fan_out = out_channels * kernel_size / (stride * groups)
     output, grad_input = constrain(constraint, fan_in**-0.5, fan_out**-0.5)
@@ -170,7 +192,11 @@ def add(
         left_repeats, right_repeats: elements of the sum over elements of the operand.
         constraint: ties the output's factor and those of operands that are not repeated.
         is_shift: one operand is a single number, which shifts the sum and leaves its standard deviation: 1 for 2^-1/2.
+
+    Raises:
+        ValueError: repeats below 1, or an unknown constraint.
     """
+    check_counts(left_repeats=left_repeats, right_repeats=right_repeats)
     repeats = (left_repeats, right_repeats)
     output, *tied = constrain(constraint, 1.0 if is_shift else math.sqrt(0.5), *(1.0 for r in repeats if r == 1))
     left, right = (tied.pop() if r == 1 else r**-0.5 for r in repeats)
@@ -189,7 +215,12 @@ def dropout(p: float) -> float:
 
 
 def embedding(vocabulary: int, lookups: int) -> float:
-    """Factor (V / B)^1/2 on the weight's gradient, for V rows of which B are looked up uniformly (u-muP, table 8)."""
+    """Factor (V / B)^1/2 on the weight's gradient, for V rows of which B are looked up uniformly (u-muP, table 8).
+
+    Raises:
+        ValueError: either is below 1.
+    """
+    check_counts(vocabulary=vocabulary, lookups=lookups)
     return math.sqrt(vocabulary / lookups)
 
 
@@ -197,7 +228,11 @@ def norm_weight(rows: int) -> float:
     """Factor rows^-1/2 on the gradients of a norm's gain and bias, which are summed over `rows` (u-muP, table 8).
 
     The output and the gradient of the input need none: a norm makes its own scale.
+
+    Raises:
+        ValueError: `rows` below 1.
     """
+    check_counts(rows=rows)
     return 1 / math.sqrt(rows)
 
 

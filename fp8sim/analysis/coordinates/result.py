@@ -17,6 +17,7 @@ from fp8sim.analysis.coordinates.listing import listing
 from fp8sim.analysis.coordinates.measuring import Batches, Factory, Loss, Measurements, OptimizerFactory, Setup
 from fp8sim.analysis.coordinates.slopes import Slope, mean_slope, slope_at
 from fp8sim.analysis.verdicts import Verdict
+from fp8sim.unit_scaling.constraints import check_counts
 
 SCHEMA = 1
 """Of `CoordCheck.to_dict`."""
@@ -183,9 +184,7 @@ def coord_check(
     ordered = tuple(sorted(set(widths)))
     if len(ordered) < 2 or ordered[0] < 1:
         raise ValueError(f"widths={list(widths)}: expected two or more different positive ones, such as 64, 128, 256")
-    for name, value in (("steps", steps), ("seeds", seeds)):
-        if value < 1:
-            raise ValueError(f"{name}={value}: must be at least 1")
+    check_counts(steps=steps, seeds=seeds)
     batch_of: Callable[[int], measuring.Batch] = batch if callable(batch) else lambda step: batch
     first = batch_of(0)
     if not isinstance(first, tuple | list) or not all(isinstance(part, torch.Tensor) for part in first):
