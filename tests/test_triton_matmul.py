@@ -15,6 +15,7 @@ pytest.importorskip("triton")
 import fp8sim
 from fp8sim import backends, quantizers
 from fp8sim.rounding import Overflow
+from fp8sim.testing import check_gemm
 from fp8sim.triton_kernels import interpreter
 from fp8sim.triton_kernels import matmul as kernels
 from fp8sim.triton_kernels.matmul import Config, matmul
@@ -305,3 +306,23 @@ def test_a_gemm_whose_factors_the_kernel_does_not_take_is_refused():
     x = torch.randn(32, 64, device=DEVICE)
     with pytest.raises(TypeError, match="mxfp8_e4m3: the Triton kernel multiplies factors of tensors, rows"):
         gemm(x, x.T, quantizers=(chosen, chosen))
+
+
+@pytest.mark.parametrize(
+    ("kit", "multiply"),
+    [
+        ({"a_format": "e4m3", "b_format": "e5m2", "shapes": [(1, 63, 100), (130, 70, 200)]}, lambda a, b: run(a, b.T)),
+        (
+            {"a_format": "e4m3", "a_scale_block": (1, 128), "b_scale_block": (128, 128), "shapes": [(17, 130, 200)]},
+            lambda a, b, sa, sb: run(a, b.T, a_scale_inv=sa, b_scale_inv=sb.T),
+        ),
+        (
+            {"a_format": "bf16", "a_scale_block": (1, None), "b_scale_block": (None, 1), "shapes": [(17, 30, 63)]},
+            lambda a, b, sa, sb: run(a, b.T, a_scale_inv=sa[:, 0], b_scale_inv=sb[0]),
+        ),
+    ],
+    ids=["no factors", "blocks", "rows"],
+)
+def test_the_kit_finds_nothing(kit, multiply):
+    """Exact sums, impulses at every k, each factor doubled, special values, random data."""
+    check_gemm(multiply, operands="native", **kit)
