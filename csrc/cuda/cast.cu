@@ -4,10 +4,9 @@
 // disjoint. One thread takes `pack` neighbouring elements, in one load and one store where the addresses allow it.
 #include "cuda/cast.hpp"
 
-#include <cuda_runtime.h>
-
 #include "core/element.hpp"
 #include "cuda/dispatch.hpp"
+#include "cuda/status.cuh"
 
 namespace fp8sim {
 namespace {
@@ -98,21 +97,7 @@ struct Launch {
     }
 };
 
-CudaStatus status_of(cudaError_t error) {
-    return {static_cast<int>(error), cudaGetErrorName(error), cudaGetErrorString(error)};
-}
-
 }  // namespace
-
-CudaStatus current_device(int* device) { return status_of(cudaGetDevice(device)); }
-
-CudaStatus device_of(const void* address, int* device) {
-    cudaPointerAttributes attributes = {};
-    const cudaError_t error = cudaPointerGetAttributes(&attributes, address);
-    const bool reachable = attributes.type == cudaMemoryTypeDevice || attributes.type == cudaMemoryTypeManaged;
-    *device = reachable ? attributes.device : kNoDevice;
-    return status_of(error);
-}
 
 CudaStatus launch_cast(const CastJob& job, uintptr_t stream) {
     return status_of(dispatch(job, Launch{reinterpret_cast<cudaStream_t>(stream)}));

@@ -1,0 +1,55 @@
+// wgmma.mma_async: 64 rows of a, N columns of b and 32 bytes of K, both from swizzled shared memory, added to `sum`.
+//
+// `adds` is 0 where the products replace the sum. The function for a pair of types is chosen by their tags.
+#pragma once
+
+#include "cuda/fp8.hpp"
+#include "cuda/intrinsics.cuh"
+
+namespace fp8sim {
+
+// REGISTERS_64(0) is "%0, ..., %63"; VALUES_64(sum, 0) binds sum[0] to sum[63] to them.
+#define FP8SIM_VALUES_8(s, i) \
+    "+f"(s[i]), "+f"(s[i + 1]), "+f"(s[i + 2]), "+f"(s[i + 3]), "+f"(s[i + 4]), "+f"(s[i + 5]), "+f"(s[i + 6]), \
+        "+f"(s[i + 7])
+#define FP8SIM_VALUES_32(s, i) \
+    FP8SIM_VALUES_8(s, i), FP8SIM_VALUES_8(s, i + 8), FP8SIM_VALUES_8(s, i + 16), FP8SIM_VALUES_8(s, i + 24)
+#define FP8SIM_VALUES_64(s, i) FP8SIM_VALUES_32(s, i), FP8SIM_VALUES_32(s, i + 32)
+
+#define FP8SIM_TEN(t)                                                                                          \
+    "%" #t "0, %" #t "1, %" #t "2, %" #t "3, %" #t "4, %" #t "5, %" #t "6, %" #t "7, %" #t "8, %" #t "9, "
+#define FP8SIM_REGISTERS_64                                                                                \
+    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, " FP8SIM_TEN(1) FP8SIM_TEN(2) FP8SIM_TEN(3) FP8SIM_TEN(4)     \
+        FP8SIM_TEN(5) "%60, %61, %62, %63"
+#define FP8SIM_REGISTERS_128                                                                                  \
+    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, " FP8SIM_TEN(1) FP8SIM_TEN(2) FP8SIM_TEN(3) FP8SIM_TEN(4)        \
+        FP8SIM_TEN(5) FP8SIM_TEN(6) FP8SIM_TEN(7) FP8SIM_TEN(8) FP8SIM_TEN(9) FP8SIM_TEN(10) FP8SIM_TEN(11) \
+            "%120, %121, %122, %123, %124, %125, %126, %127"
+
+// 16-bit operands say, too, that neither is transposed.
+#define FP8SIM_WGMMA(A, B, K, TYPES, TRANSPOSED)                                                              \
+    FP8SIM_DEVICE void wgmma(A, B, float(&s)[64], uint64_t a, uint64_t b, int adds) {                         \
+        asm volatile("{\n\t.reg .pred adds;\n\tsetp.ne.b32 adds, %66, 0;\n\twgmma.mma_async.sync.aligned."    \
+                     "m64n128" K ".f32." TYPES " {" FP8SIM_REGISTERS_64 "}, %64, %65, adds, 1, 1" TRANSPOSED  \
+                     ";\n\t}"                                                                                 \
+                     : FP8SIM_VALUES_64(s, 0)                                                                 \
+                     : "l"(a), "l"(b), "r"(adds));                                                            \
+    }                                                                                                         \
+    FP8SIM_DEVICE void wgmma(A, B, float(&s)[128], uint64_t a, uint64_t b, int adds) {                        \
+        asm volatile("{\n\t.reg .pred adds;\n\tsetp.ne.b32 adds, %130, 0;\n\twgmma.mma_async.sync.aligned."   \
+                     "m64n256" K ".f32." TYPES " {" FP8SIM_REGISTERS_128 "}, %128, %129, adds, 1, 1"          \
+                     TRANSPOSED ";\n\t}"                                                                      \
+                     : FP8SIM_VALUES_64(s, 0), FP8SIM_VALUES_64(s, 64)                                        \
+                     : "l"(a), "l"(b), "r"(adds));                                                            \
+    }
+
+FP8SIM_WGMMA(E4m3, E4m3, "k32", "e4m3.e4m3", "")
+FP8SIM_WGMMA(E4m3, E5m2, "k32", "e4m3.e5m2", "")
+FP8SIM_WGMMA(E5m2, E4m3, "k32", "e5m2.e4m3", "")
+FP8SIM_WGMMA(E5m2, E5m2, "k32", "e5m2.e5m2", "")
+FP8SIM_WGMMA(Float16, Float16, "k16", "f16.f16", ", 0, 0")
+FP8SIM_WGMMA(Bfloat16, Bfloat16, "k16", "bf16.bf16", ", 0, 0")
+
+#undef FP8SIM_WGMMA
+
+}  // namespace fp8sim
