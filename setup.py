@@ -42,7 +42,7 @@ def isa_of(source: str) -> str | None:
 
 
 def extension(name: str, sources: list[str]) -> Extension:
-    headers = sorted(map(str, CSRC.glob("*/*.h*")))
+    headers = sorted(str(path) for suffix in ("hpp", "cuh") for path in CSRC.glob(f"*/*.{suffix}"))
     include_dirs = [str(CSRC), pybind11.get_include()]
     return Extension(name, sources, include_dirs=include_dirs, depends=[*headers, "setup.py"], language="c++")
 

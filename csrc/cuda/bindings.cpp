@@ -1,19 +1,13 @@
 // fp8sim._cuda: checked launches. Memory and streams arrive as integers, so that no framework is linked.
 #include <string>
 
-#include "cpu/bind_arguments.hpp"
+#include "cuda/bind_memory.hpp"
 #include "cuda/cast.hpp"
 
 namespace py = pybind11;
 
 namespace fp8sim {
 namespace {
-
-struct Memory {
-    const char* argument;
-    uintptr_t address;
-    const DtypeRow& dtype;
-};
 
 struct Request {
     Memory source;
@@ -23,47 +17,6 @@ struct Request {
     RandomBits bits;
     uintptr_t cuda_stream;
 };
-
-void check_memory(const Memory& memory, int64_t size) {
-    const std::string argument = memory.argument;
-    if (memory.address == 0) refuse(argument + " is a null pointer: pass the address of device memory");
-    if (memory.address % memory.dtype.bytes != 0) {
-        refuse(argument + "=" + std::to_string(memory.address) + " is not aligned to " + memory.dtype.name);
-    }
-    if (static_cast<uint64_t>(size) > (UINTPTR_MAX - memory.address) / memory.dtype.bytes) {
-        refuse("size=" + std::to_string(size) + " reaches beyond the address space from " + argument);
-    }
-}
-
-// In place (same address, same width) or disjoint.
-void check_overlap(const Memory& source, const Memory& target, int64_t size) {
-    const bool in_place = source.address == target.address && source.dtype.bytes == target.dtype.bytes;
-    const bool disjoint = source.address + size * source.dtype.bytes <= target.address ||
-                          target.address + size * target.dtype.bytes <= source.address;
-    if (!in_place && !disjoint) refuse("source and target overlap: pass the same memory or disjoint ones");
-}
-
-void check(const CudaStatus& status) {
-    if (status.code == 0) return;
-    constexpr int kInsufficientDriver = 35, kNoDeviceFound = 100;
-    const bool absent = status.code == kInsufficientDriver || status.code == kNoDeviceFound;
-    const std::string kind = absent ? "no CUDA device: " : "CUDA error: ";
-    const std::string remedy = absent ? "; fp8sim.use_backend(\"simulate\") needs no GPU" : "";
-    throw std::runtime_error(kind + status.text + " (" + status.name + ", code " + std::to_string(status.code) + ")" +
-                             remedy);
-}
-
-void check_device(const Memory& memory) {
-    int current = 0, device = 0;
-    check(current_device(&current));
-    check(device_of(reinterpret_cast<const void*>(memory.address), &device));
-    const std::string argument = memory.argument, number = std::to_string(device);
-    if (device == kNoDevice) refuse(argument + " is not memory of a CUDA device: move the array to one");
-    if (device != current) {
-        refuse(argument + " is on CUDA device " + number + ", and the current one is " + std::to_string(current) +
-               ": call under torch.cuda.device(" + number + ")");
-    }
-}
 
 void run(const Request& request) {
     const auto& [source, target, size, conversion, bits, cuda_stream] = request;
@@ -127,6 +80,8 @@ PYBIND11_MODULE(_cuda, module) {
     module.def("encode", &encode_memory, source, target, size, dtype, code_dtype, conversion, cuda_stream, keyword_only,
                seed, stream, offset, random_bits);
     module.def("decode", &decode_memory, source, target, size, code_dtype, dtype, conversion, cuda_stream);
+    define_encode_scaled(module);
+    define_matmul(module);
 }
 
 }  // namespace fp8sim

@@ -34,6 +34,11 @@ FP8SIM_DEVICE void threads_sync(int id, int threads) {
     asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
+// The largest of a warp's values, in every lane.
+FP8SIM_DEVICE uint32_t warp_max(uint32_t value) { return __reduce_max_sync(0xFFFFFFFFu, value); }
+
+FP8SIM_DEVICE void atomic_max(uint32_t* address, uint32_t value) { atomicMax(address, value); }
+
 FP8SIM_DEVICE uint32_t shared_memory() {
     extern __shared__ __align__(1024) unsigned char memory[];
     return static_cast<uint32_t>(__cvta_generic_to_shared(memory));

@@ -7,6 +7,7 @@
 #include <ucontext.h>
 
 #include <cstdint>
+#include <cstdio>
 #include <cstring>
 #include <deque>
 #include <functional>
@@ -177,6 +178,44 @@ inline void run_cluster(Cluster& given, int threads) {
         }
         if (all_finished()) return;
         fault("deadlock: every thread waits");
+    }
+}
+
+// Clusters of `blocks` blocks one after the other, each in the order of `schedule`.
+struct Schedule {
+    int processors;
+    int late;
+    int backwards;
+};
+
+inline void run_grid(const Schedule& schedule, int clusters, int blocks, int threads, int shared_bytes,
+                     const std::function<void()>& kernel) {
+    for (int index = 0; index < clusters; ++index) {
+        Cluster cluster;
+        cluster.when = schedule.late ? When::kLate : When::kEarly;
+        cluster.backwards = schedule.backwards;
+        cluster.blocks_in_grid = clusters * blocks;
+        cluster.kernel = kernel;
+        for (int rank = 0; rank < blocks; ++rank) {
+            auto block = std::make_unique<Block>();
+            block->index = index * blocks + rank;
+            block->rank = rank;
+            block->memory.assign(shared_bytes, 0xFF);
+            cluster.blocks.push_back(std::move(block));
+        }
+        run_cluster(cluster, threads);
+    }
+}
+
+// 0, or 1 with what went wrong in `error`.
+template <class Run>
+int report(const Run& run, char* error, size_t size) {
+    try {
+        run();
+        return 0;
+    } catch (const std::exception& caught) {
+        snprintf(error, size, "%s", caught.what());
+        return 1;
     }
 }
 

@@ -13,8 +13,11 @@
 #define __host__
 #define __launch_bounds__(...)
 #define __grid_constant__
+#define __shared__ static
 #define FP8SIM_DEVICE static inline
+#if defined(FP8SIM_EMULATED_WGMMA)
 #define FP8SIM_HAS_WGMMA FP8SIM_EMULATED_WGMMA
+#endif
 
 namespace fp8sim {
 
@@ -43,6 +46,20 @@ static inline void block_sync() {
 static inline void warp_sync() {
     on_host::meet(this_warp().meeting, 32, [] {});
 }
+
+static inline uint32_t warp_max(uint32_t value) {
+    on_host::Warp& warp = this_warp();
+    warp.arguments[thread_index() % 32] = &value;
+    on_host::meet(warp.meeting, 32, [&warp] {
+        uint32_t largest = 0;
+        for (int lane = 0; lane < 32; ++lane) largest = std::max(largest, *static_cast<uint32_t*>(warp.arguments[lane]));
+        for (int lane = 0; lane < 32; ++lane) *static_cast<uint32_t*>(warp.arguments[lane]) = largest;
+    });
+    return value;
+}
+
+static inline void atomic_max(uint32_t* address, uint32_t value) { *address = std::max(*address, value); }
+
 static inline void cluster_sync() {
     on_host::meet(on_host::cluster->meeting, static_cast<int>(on_host::cluster->fibers.size()), [] {});
 }
