@@ -42,7 +42,7 @@ def isa_of(source: str) -> str | None:
 
 
 def extension(name: str, sources: list[str]) -> Extension:
-    headers = sorted(str(path) for suffix in ("hpp", "cuh") for path in CSRC.glob(f"*/*.{suffix}"))
+    headers = sorted(map(str, CSRC.glob("*/*.h*")))
     include_dirs = [str(CSRC), pybind11.get_include()]
     return Extension(name, sources, include_dirs=include_dirs, depends=[*headers, "setup.py"], language="c++")
 
@@ -78,7 +78,11 @@ def cuda_extension() -> Extension | None:
             "FP8SIM_CUDA=1 but nvcc is not on PATH nor in CUDA_HOME, CUDA_PATH or /usr/local/cuda: install the CUDA "
             "toolkit (12.0 or later), or set FP8SIM_CUDA=0 to build without fp8sim._cuda"
         )
-    return extension("fp8sim._cuda", sources) if find_nvcc() else None
+    if find_nvcc() is None:
+        return None
+    cuda = extension("fp8sim._cuda", sources)
+    cuda.depends += sorted(map(str, CSRC.glob("cuda/*.cuh")))
+    return cuda
 
 
 def extensions() -> list[Extension]:

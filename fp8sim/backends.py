@@ -111,7 +111,9 @@ BACKENDS: tuple[Backend, ...] = (
     ),
     Backend("matmul", "triton", *_TRITON, "bitwise", "fp8sim.triton_kernels.tensor_core:matmul"),
     Backend("gemm", "triton", *_TRITON, "exact-sum", "fp8sim.triton_kernels.gemm:gemm"),
-    *(Backend(op, "cuda", *_CUDA, "bitwise", f"fp8sim.cuda:{op}") for op in _CASTS),
+    *(Backend(op, "cuda", *_CUDA, "bitwise", f"fp8sim.cuda.cast:{op}") for op in _CASTS),
+    Backend("encode_scaled", "cuda", *_CUDA, "bitwise", "fp8sim.cuda.encode_scaled:encode_scaled"),
+    Backend("matmul", "cuda", *_CUDA, "bitwise", "fp8sim.cuda.tensor_core:matmul"),
 )
 """Every implementation."""
 

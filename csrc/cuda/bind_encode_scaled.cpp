@@ -70,7 +70,7 @@ void encode_scaled(uintptr_t x, uintptr_t codes, const Shape& shape, const std::
     if (factor_address != 0) check_memory(given, 1);
     if (amax != 0) check_memory(largest, 1);
     for (const Memory& memory : {from, to, turned, given, largest}) {
-        if (memory.address != 0) check_device(memory);
+        if (memory.address != 0) check_device(memory.argument, memory.address);
     }
     py::gil_scoped_release unlocked;
     check(launch_encode_scaled(job, cuda_stream));

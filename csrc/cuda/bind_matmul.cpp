@@ -102,7 +102,7 @@ void matmul(uintptr_t a, uintptr_t b, uintptr_t out, const std::array<int64_t, 4
     check_apart(left_factors, check_factors(left_factors, a_factor_strides, m, batches), result, size);
     check_apart(right_factors, check_factors(right_factors, b_factor_strides, n, batches), result, size);
     for (const Memory& memory : {left, right, result, left_factors, right_factors}) {
-        if (memory.address != 0) check_device(memory);
+        if (memory.address != 0) check_device(memory.argument, memory.address);
     }
     const bool in_quads = n % 4 == 0 && out % (4 * result.dtype.bytes) == 0;
     const MatmulJob job = {{static_cast<int32_t>(m), static_cast<int32_t>(n), static_cast<int32_t>(k),

@@ -1,10 +1,10 @@
-// What the bindings of all CUDA kernels check: memory, devices, and what the CUDA runtime answers.
+// What the bindings of all CUDA kernels check of arrays in memory.
 #pragma once
 
 #include <string>
 
 #include "cpu/bind_arguments.hpp"
-#include "cuda/status.hpp"
+#include "cuda/bind_device.hpp"
 
 namespace fp8sim {
 
@@ -32,28 +32,6 @@ inline void check_overlap(const Memory& source, const Memory& target, int64_t si
     const bool disjoint = source.address + size * source.dtype.bytes <= target.address ||
                           target.address + size * target.dtype.bytes <= source.address;
     if (!in_place && !disjoint) refuse("source and target overlap: pass the same memory or disjoint ones");
-}
-
-inline void check(const CudaStatus& status) {
-    if (status.code == 0) return;
-    constexpr int kInsufficientDriver = 35, kNoDeviceFound = 100;
-    const bool absent = status.code == kInsufficientDriver || status.code == kNoDeviceFound;
-    const std::string kind = absent ? "no CUDA device: " : "CUDA error: ";
-    const std::string remedy = absent ? "; fp8sim.use_backend(\"simulate\") needs no GPU" : "";
-    throw std::runtime_error(kind + status.text + " (" + status.name + ", code " + std::to_string(status.code) + ")" +
-                             remedy);
-}
-
-inline void check_device(const Memory& memory) {
-    int current = 0, device = 0;
-    check(current_device(&current));
-    check(device_of(reinterpret_cast<const void*>(memory.address), &device));
-    const std::string argument = memory.argument, number = std::to_string(device);
-    if (device == kNoDevice) refuse(argument + " is not memory of a CUDA device: move the array to one");
-    if (device != current) {
-        refuse(argument + " is on CUDA device " + number + ", and the current one is " + std::to_string(current) +
-               ": call under torch.cuda.device(" + number + ")");
-    }
 }
 
 // The target of a kernel shares no byte with what it reads.

@@ -26,8 +26,8 @@ void run(const Request& request) {
     check_memory(source, size);
     check_memory(target, size);
     check_overlap(source, target, size);
-    check_device(source);
-    check_device(target);
+    check_device(source.argument, source.address);
+    check_device(target.argument, target.address);
     const CastJob job = {reinterpret_cast<const void*>(source.address),
                          reinterpret_cast<void*>(target.address),
                          size,

@@ -1,4 +1,4 @@
-"""The CUDA C++ kernels of `fp8sim._cuda` on torch tensors: checks, memory and the current stream around them."""
+"""Casts on the GPU, in CUDA C++: integer arithmetic, bitwise equal to the simulator."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from fp8sim import casting, formats
+from fp8sim.cuda.launching import current_stream, dense, name_of
 from fp8sim.formats import Format
 from fp8sim.random_bits import random_keywords
 from fp8sim.rounding import Overflow, Rounding, resolve_names
@@ -28,11 +29,11 @@ def cast(
         TypeError: a dtype that cannot be cast.
         RuntimeError: no CUDA device.
     """
-    source, target = _dense(x), torch.empty(x.shape, dtype=x.dtype, device=x.device) if out is None else out
+    source, target = dense(x), torch.empty(x.shape, dtype=x.dtype, device=x.device) if out is None else out
     if (target.shape, target.dtype, target.device) != (x.shape, x.dtype, x.device) or not target.is_contiguous():
         raise ValueError(f"out must be contiguous and like x, {list(x.shape)} {x.dtype} on {x.device}")
     to = resolve_names(fmt, rounding, overflow)
-    _launch("cast", source, target, (_name(x.dtype), to), random_keywords(Rounding(to.rounding), **random))
+    _launch("cast", source, target, (name_of(x.dtype), to), random_keywords(Rounding(to.rounding), **random))
     return target
 
 
@@ -48,8 +49,8 @@ def encode(
     codes = casting.code_dtype(formats.parse(fmt))
     target = torch.empty(x.shape, dtype=getattr(torch, codes), device=x.device)
     to = resolve_names(fmt, rounding, overflow)
-    arguments = (_name(x.dtype), codes, to)
-    _launch("encode", _dense(x), target, arguments, random_keywords(Rounding(to.rounding), **random))
+    arguments = (name_of(x.dtype), codes, to)
+    _launch("encode", dense(x), target, arguments, random_keywords(Rounding(to.rounding), **random))
     return target
 
 
@@ -57,21 +58,9 @@ def decode(codes: torch.Tensor, fmt: str | Format, *, dtype: torch.dtype = torch
     """As `fp8sim.decode`, for CUDA codes [...]. Codes above the format's are not looked for."""
     conversion = resolve_names(fmt, Rounding.TIES_TO_EVEN, Overflow.SATURATE)
     target = torch.empty(codes.shape, dtype=dtype, device=codes.device)
-    names = (_name(codes.dtype), _name(dtype))
-    _launch("decode", _dense(codes), target, (*names, conversion), {})
+    names = (name_of(codes.dtype), name_of(dtype))
+    _launch("decode", dense(codes), target, (*names, conversion), {})
     return target
-
-
-def _name(dtype: torch.dtype) -> str:
-    """As the kernels name it."""
-    return str(dtype).removeprefix("torch.")
-
-
-def _dense(x: torch.Tensor) -> torch.Tensor:
-    """x as the kernels take it: contiguous, on a CUDA device."""
-    if x.device.type != "cuda":
-        raise ValueError(f"the tensor is on {x.device}: the CUDA kernels take CUDA tensors; use .cuda()")
-    return x.detach().contiguous()
 
 
 def _launch(
@@ -80,7 +69,6 @@ def _launch(
     """Queue one kernel on the tensors' device and its current stream."""
     from fp8sim import _cuda  # built only where nvcc was found
 
-    with torch.cuda.device(source.device):
-        stream = torch.cuda.current_stream().cuda_stream
+    with current_stream(source) as stream:
         kernel = getattr(_cuda, name)
         kernel(source.data_ptr(), target.data_ptr(), source.numel(), *arguments, stream, **random)

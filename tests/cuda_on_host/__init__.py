@@ -2,31 +2,52 @@
 
 Threads are fibers; barriers, the copy engine, asynchronous copies and the tensor cores' instructions are written in
 C++ here, from the PTX ISA. Multiplying and adding is csrc/core's. What the hardware may do early or late happens as
-early or as late as it may, which `SCHEDULES` lists.
+early or as late as it may, which `SCHEDULES` lists. `StandIn` takes the place of `fp8sim._cuda`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import subprocess
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
+import fp8sim
 from fp8sim import mma
+from fp8sim.cuda import encode_scaled as encode_scaled_module
+from fp8sim.cuda import launching
+from fp8sim.cuda import matmul as matmul_module
 from fp8sim.mma.models import core_fields
-from fp8sim.mma.plans import GemmPlan
+from fp8sim.rounding import Conversion
 
 HERE = Path(__file__).resolve().parent
-OPERANDS = [torch.float8_e4m3fn, torch.float8_e5m2, torch.float16, torch.bfloat16]
-RESULTS = [torch.float32, torch.float16, torch.bfloat16]
+OPERANDS = ["float8_e4m3fn", "float8_e5m2", "float16", "bfloat16"]
+RESULTS = ["float32", "float16", "bfloat16"]
+DTYPES = ["float16", "bfloat16", "float32", "float64", "uint8", "uint16", "uint32"]
 SCHEDULES = [(late, backwards) for late in (0, 1) for backwards in (0, 1)]
 """Whether copies and products happen late, and whether the last thread is the first to run."""
 
+KERNELS = {
+    "wgmma": ("matmul_on_host.cpp", "-DFP8SIM_EMULATED_WGMMA=1"),
+    "mma": ("matmul_on_host.cpp", "-DFP8SIM_EMULATED_WGMMA=0"),
+    "encode_scaled": ("encode_scaled_on_host.cpp", "-O1"),
+}
 
-class Extent(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_int32) for name in ("m", "n", "k", "batches")]
+
+def build(name: str, folder: Path) -> ctypes.CDLL:
+    """The library of one of `KERNELS`: matrix products of Hopper, or of every GPU since Ampere; encode_scaled."""
+    source, option = KERNELS[name]
+    library = folder / f"{name}.so"
+    flags = ["-std=c++17", "-O2", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", option]
+    paths = [f"-I{HERE}", f"-I{HERE.parents[1] / 'csrc'}"]
+    subprocess.run(["g++", *flags, *paths, str(HERE / source), "-o", str(library)], check=True)
+    return ctypes.CDLL(str(library))
 
 
 class Matrices(ctypes.Structure):
@@ -57,7 +78,7 @@ class MatmulJob(ctypes.Structure):
     """`struct MatmulJob` of csrc/cuda/matmul.hpp, and what it is made of above."""
 
     _fields_ = [
-        ("extent", Extent),
+        ("extent", ctypes.c_int32 * 4),
         ("a", Matrices),
         ("b", Matrices),
         ("promotes", ctypes.c_bool),
@@ -65,61 +86,138 @@ class MatmulJob(ctypes.Structure):
     ]
 
 
-def build(folder: Path, *, wgmma: bool) -> ctypes.CDLL:
-    """The kernels of Hopper, or those of every GPU since Ampere."""
-    library = folder / f"on_host_{int(wgmma)}.so"
-    flags = ["-std=c++17", "-O2", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
-    paths = [f"-DFP8SIM_EMULATED_WGMMA={int(wgmma)}", f"-I{HERE}", f"-I{HERE.parents[1] / 'csrc'}"]
-    subprocess.run(["g++", *flags, *paths, str(HERE / "matmul_on_host.cpp"), "-o", str(library)], check=True)
-    return ctypes.CDLL(str(library))
+class EncodeScaledJob(ctypes.Structure):
+    """`struct EncodeScaledJob` of csrc/cuda/encode_scaled.hpp."""
+
+    _fields_ = [
+        ("x", ctypes.c_void_p),
+        ("codes", ctypes.c_void_p),
+        ("transposed", ctypes.c_void_p),
+        ("amax", ctypes.c_void_p),
+        ("shape", ctypes.c_int64 * 3),
+        ("source_dtype", ctypes.c_int),
+        ("target_dtype", ctypes.c_int),
+        ("meets", ctypes.c_int),
+        ("factor", ctypes.c_float),
+        ("factor_address", ctypes.c_void_p),
+        ("conversion", ctypes.c_uint32 * len(Conversion._fields)),
+        ("seed", ctypes.c_uint64),
+        ("stream", ctypes.c_uint64),
+        ("offset", ctypes.c_uint64),
+        ("random_bits", ctypes.c_int),
+    ]
 
 
-def matmul(
-    library: ctypes.CDLL,
-    a: torch.Tensor,
-    b: torch.Tensor,
-    plan: GemmPlan,
-    *,
-    promotes: bool = False,
-    scale: float = 1.0,
-    a_factors: torch.Tensor | None = None,
-    b_factors: torch.Tensor | None = None,
-    out: torch.Tensor,
-    processors: int = 4,
-    schedule: tuple[int, int] = (0, 0),
-) -> None:
-    """out = a [..., M, K] times b [..., N, K], both with contiguous rows, as the kernel computes it with `processors`.
+@dataclass
+class StandIn:
+    """In the place of `fp8sim._cuda`: the same functions, for memory of the CPU.
 
-    Factors are those of rows [..., M] and [..., N]. RuntimeError if threads wait for ever or use memory that is not
-    theirs.
+    RuntimeError if threads wait for ever or use shared memory that is not theirs.
     """
-    batches = out.shape[0] if out.ndim == 3 else 1
-    in_quads = out.shape[-1] % 4 == 0 and out.data_ptr() % (4 * out.element_size()) == 0
-    job = MatmulJob(
-        Extent(out.shape[-2], out.shape[-1], a.shape[-1], batches),
-        _matrices(a),
-        _matrices(b),
-        promotes,
-        Epilogue(
-            out.data_ptr(), RESULTS.index(out.dtype), in_quads, scale, _row_factors(a_factors), _row_factors(b_factors)
-        ),
-    )
-    types = [str(x.dtype).removeprefix("torch.") for x in (a, b)]
-    fields = core_fields(mma.resolve(plan, *types))
-    model = (ctypes.c_int32 * len(fields))(*fields)
-    error = ctypes.create_string_buffer(1000)
-    order = (ctypes.c_int * 3)(processors, *schedule)
-    if library.matmul_on_host(ctypes.byref(job), model, order, error, ctypes.c_size_t(len(error))) != 0:
-        raise RuntimeError(error.value.decode())
 
+    libraries: dict[str, ctypes.CDLL]
+    capability: tuple[int, int] = (9, 0)
+    processors: int = 4
+    schedule: tuple[int, int] = (0, 0)
 
-def _matrices(x: torch.Tensor) -> Matrices:
-    per_batch = x.stride(0) if x.ndim == 3 and x.shape[0] > 1 else 0
-    return Matrices(x.data_ptr(), OPERANDS.index(x.dtype), x.stride(-2), per_batch)
+    @contextlib.contextmanager
+    def installed(self) -> Iterator[None]:
+        """CPU tensors pass for CUDA tensors of a device of that capability."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(fp8sim, "_cuda", self, raising=False)
+            patch.setattr(torch.cuda, "get_device_capability", lambda device: self.capability)
+            patch.setattr(launching, "require_cuda", lambda x, argument="": None)
+            for module in (matmul_module, encode_scaled_module):
+                patch.setattr(module, "current_stream", lambda x: contextlib.nullcontext(0))
+            patch.setattr(matmul_module, "require_cuda", lambda x, argument="": None)
+            yield
 
+    def matmul(
+        self,
+        a: int,
+        b: int,
+        out: int,
+        extent: Sequence[int],
+        a_dtype: str,
+        b_dtype: str,
+        out_dtype: str,
+        a_strides: Sequence[int],
+        b_strides: Sequence[int],
+        cuda_stream: int = 0,
+        *,
+        fast_accumulation: bool = True,
+        scale: float = 1.0,
+        a_factors: int = 0,
+        a_factor_strides: Sequence[int] = (0, 0),
+        b_factors: int = 0,
+        b_factor_strides: Sequence[int] = (0, 0),
+    ) -> None:
+        types, result = [OPERANDS.index(name) for name in (a_dtype, b_dtype)], RESULTS.index(out_dtype)
+        if 0 in (extent[0], extent[1], extent[3]):
+            return
+        job = MatmulJob(
+            (ctypes.c_int32 * 4)(*extent),
+            Matrices(a, types[0], *a_strides),
+            Matrices(b, types[1], *b_strides),
+            not fast_accumulation and max(types) < 2,
+            Epilogue(
+                out,
+                result,
+                extent[1] % 4 == 0 and out % (16 if result == 0 else 8) == 0,
+                scale,
+                RowFactors(a_factors, *a_factor_strides),
+                RowFactors(b_factors, *b_factor_strides),
+            ),
+        )
+        plan = matmul_module.plan_of(getattr(torch, a_dtype), self.capability)
+        fields = core_fields(mma.resolve(plan, a_dtype, b_dtype))
+        library = self.libraries["wgmma" if self.capability == (9, 0) else "mma"]
+        self._run(library.matmul_on_host, ctypes.byref(job), (ctypes.c_int32 * len(fields))(*fields))
 
-def _row_factors(factors: torch.Tensor | None) -> RowFactors:
-    if factors is None:
-        return RowFactors(None, 0, 0)
-    shape: Any = factors.stride()
-    return RowFactors(factors.data_ptr(), shape[-1] if factors.numel() > 1 else 0, shape[0] if factors.ndim == 2 else 0)
+    def encode_scaled(
+        self,
+        x: int,
+        codes: int,
+        shape: Sequence[int],
+        dtype: str,
+        code_dtype: str,
+        conversion: Sequence[int],
+        cuda_stream: int = 0,
+        *,
+        factor: float | None = None,
+        factor_address: int = 0,
+        fused: bool = False,
+        amax: int = 0,
+        transposed: int = 0,
+        seed: int = 0,
+        stream: int = 0,
+        offset: int = 0,
+        random_bits: int = 32,
+    ) -> None:
+        if 0 in shape:
+            return
+        meets = 0 if factor is None and factor_address == 0 else 2 if fused else 1
+        job = EncodeScaledJob(
+            x,
+            codes,
+            transposed,
+            amax,
+            (ctypes.c_int64 * 3)(*shape),
+            DTYPES.index(dtype),
+            DTYPES.index(code_dtype),
+            meets,
+            0.0 if factor is None else factor,
+            factor_address,
+            (ctypes.c_uint32 * len(conversion))(*conversion),
+            seed,
+            stream,
+            offset,
+            random_bits,
+        )
+        self._run(self.libraries["encode_scaled"].encode_scaled_on_host, ctypes.byref(job))
+
+    def _run(self, function: Any, *arguments: Any) -> None:
+        error = ctypes.create_string_buffer(1000)
+        order = (ctypes.c_int * 3)(self.processors, *self.schedule)
+        if function(*arguments, order, error, ctypes.c_size_t(len(error))) != 0:
+            raise RuntimeError(error.value.decode())

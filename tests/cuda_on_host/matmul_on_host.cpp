@@ -47,3 +47,12 @@ extern "C" int matmul_on_host(const fp8sim::MatmulJob* job, const fp8sim::MmaMod
     fp8sim::model = *model;
     return on_host::report([&] { fp8sim::run(*job, *schedule); }, error, size);
 }
+
+extern "C" void lose_copies(int lost) { on_host::copies_are_lost = lost != 0; }
+
+extern "C" void tile_on_host(const fp8sim::TileOrder* order, int64_t index, int* place) {
+    const fp8sim::TilePlace at = fp8sim::tile_at(*order, index);
+    place[0] = at.batch, place[1] = at.m, place[2] = at.n;
+}
+
+extern "C" uint64_t descriptor_on_host(uint32_t address) { return fp8sim::matrix_descriptor(address); }
