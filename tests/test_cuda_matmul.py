@@ -240,7 +240,7 @@ def test_the_public_product(gpu):
     assert_bits(product(a.view(torch.uint8), b.view(torch.uint8).T, a_format="e4m3", b_format="e4m3"), expected)
     assert_bits(product(a, b.T, plan=GemmPlan("sm90.wgmma", flush=128, block_k=128)), predicted(a, b, "sm90.wgmma"))
     assert_bits(product(a, b.T, output="bfloat16"), predicted(a, b, "sm90.wgmma", output="bfloat16"))
-    x, y = (QUANTIZERS["fp8_rowwise"].quantize(torch.randn(n, 48)) for n in (20, 24))
+    x, y = (QUANTIZERS["fp8_row_torchao"].quantize(torch.randn(n, 48)) for n in (20, 24))
     assert_bits(product(x, y), fp8sim.matmul(x, y, plan="sm90.wgmma"))
 
 
