@@ -1,4 +1,5 @@
-"""CUDA C++ kernels, built where nvcc is found: casts in integer arithmetic, bitwise equal to `fp8sim._core`.
+"""CUDA C++ kernels, built where nvcc is found: casts in integer arithmetic, bitwise equal to `fp8sim._core`, and matrix
+products on tensor cores.
 
 Arrays arrive as addresses of contiguous memory on the current CUDA device, aligned to their elements. A call returns as
 soon as the kernel is queued on the stream; the caller keeps the memory alive until the stream has passed it.
@@ -67,4 +68,58 @@ def decode(
     """target[i] = the number that code source[i] stands for. Codes lie within the format; this is not checked.
 
     NaN codes give the quiet NaN of their sign; a number that `dtype` lacks is rounded to it, ties to even.
+    """
+
+def encode_scaled(
+    x: int,
+    codes: int,
+    shape: Sequence[int],
+    dtype: str,
+    code_dtype: str,
+    conversion: Sequence[int],
+    cuda_stream: int = 0,
+    *,
+    factor: float | None = None,
+    factor_address: int = 0,
+    fused: bool = False,
+    amax: int = 0,
+    transposed: int = 0,
+    seed: int = 0,
+    stream: int = 0,
+    offset: int = 0,
+    random_bits: int = 32,
+) -> None:
+    """codes = the codes of x times a factor, both [B, R, C] = `shape`; at most 2^40 elements.
+
+    The factor is `factor`, the float32 number at `factor_address`, or none. The product is rounded to float32 before it
+    is encoded, or with `fused` once. `amax`: address of a float32 cell of 0 or more, which is raised to the largest
+    |x|; NaN if an element is. `transposed`: address of [B, C, R], which gets the codes too. 0 leaves either out.
+    """
+
+def matmul(
+    a: int,
+    b: int,
+    out: int,
+    extent: Sequence[int],
+    a_dtype: str,
+    b_dtype: str,
+    out_dtype: str,
+    a_strides: Sequence[int],
+    b_strides: Sequence[int],
+    cuda_stream: int = 0,
+    *,
+    fast_accumulation: bool = True,
+    scale: float = 1.0,
+    a_factors: int = 0,
+    a_factor_strides: Sequence[int] = (0, 0),
+    b_factors: int = 0,
+    b_factor_strides: Sequence[int] = (0, 0),
+) -> None:
+    """out[i, m, n] = sum_k a[i, m, k] * b[i, n, k] times a's factor, b's factor and `scale`, in this order, in float32.
+
+    `extent` is (M, N, K, B); K is at least 1. `a_dtype` and `b_dtype` are float8_e4m3fn and float8_e5m2 in any mixture,
+    or both float16 or bfloat16; `out`, contiguous, is float32, float16 or bfloat16. `a_strides` are the elements from
+    row to row and from matrix to matrix, multiples of 16 bytes, as addresses are; 0 is one matrix for all. Factors are
+    float32, one for each row of a and of b, with strides likewise; a null address is 1. Order of additions:
+    `fp8sim.cuda.matmul.plan_of`.
     """

@@ -6,10 +6,12 @@ with `fp8sim._core`, bit for bit.
 
 import ctypes
 import importlib.util
+import itertools
 import os
 import re
 import shutil
 import subprocess
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +39,7 @@ def test_module_is_built_where_nvcc_is():
     assert importlib.util.find_spec("fp8sim._cuda"), "nvcc is here: run `make clean install`"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cuda():
     return pytest.importorskip("fp8sim._cuda", reason="fp8sim was built without nvcc")
 
@@ -75,6 +77,76 @@ def test_bad_argument_is_named(cuda, op, change, message):
             getattr(cuda, op)(**GOOD[op] | change)
 
 
+GOOD_ENCODE_SCALED = {
+    "x": SOMEWHERE,
+    "codes": ELSEWHERE,
+    "shape": (1, 2, 3),
+    "dtype": "float32",
+    "code_dtype": "uint8",
+    "conversion": E4M3,
+}
+BAD_ENCODE_SCALED = [
+    ({"x": 0}, "x is a null pointer"),
+    ({"x": SOMEWHERE + 2}, "x=1048578 is not aligned to float32"),
+    ({"codes": 0}, "codes is a null pointer"),
+    ({"codes": SOMEWHERE + 8}, "x and codes overlap: pass disjoint memory"),
+    ({"transposed": SOMEWHERE}, "x and transposed overlap"),
+    ({"transposed": ELSEWHERE + 5}, "codes and transposed overlap"),
+    ({"shape": (1, -2, 3)}, "shape: expected three lengths of 0 or more"),
+    ({"shape": (2**20, 2**20, 2)}, "shape: expected at most 2^40 elements"),
+    ({"dtype": "uint8"}, "dtype='uint8': use one of float16, bfloat16, float32, float64"),
+    ({"code_dtype": "float32"}, "code_dtype='float32': use one of uint8, uint16, uint32"),
+    ({"factor": 1.0, "factor_address": SOMEWHERE}, "factor and factor_address: give one of them"),
+    ({"factor_address": SOMEWHERE + 1}, "factor_address=1048577 is not aligned to float32"),
+    ({"amax": SOMEWHERE + 1}, "amax=1048577 is not aligned to float32"),
+    ({"conversion": E4M3._replace(rounding=11)}, "conversion: expected what fp8sim.rounding.resolve returns"),
+    ({"random_bits": 0}, "random_bits=0: expected 1 to 32"),
+]
+
+GOOD_MATMUL = {
+    "a": SOMEWHERE,
+    "b": ELSEWHERE,
+    "out": ELSEWHERE << 1,
+    "extent": (16, 24, 40, 2),
+    "a_dtype": "float8_e4m3fn",
+    "b_dtype": "float8_e5m2",
+    "out_dtype": "bfloat16",
+    "a_strides": (48, 768),
+    "b_strides": (48, 0),
+}
+BAD_MATMUL = [
+    ({"a": 0}, "a is a null pointer"),
+    ({"b": ELSEWHERE + 8}, "b=2097160 is no multiple of 16 bytes: copy it to memory that is"),
+    ({"out": 0}, "out is a null pointer"),
+    ({"out": SOMEWHERE + 1}, "out=1048577 is not aligned to bfloat16"),
+    ({"out": SOMEWHERE + 2}, "a and out overlap: pass disjoint memory"),
+    ({"out": ELSEWHERE + 2}, "b and out overlap: pass disjoint memory"),
+    ({"extent": (16, -1, 40, 2)}, "n=-1: expected 0 to 2147482623"),
+    ({"extent": (2**31 - 1, 24, 40, 2)}, "m=2147483647: expected 0 to 2147482623"),
+    ({"extent": (16, 24, 0, 2)}, "k=0: expected 1 to 2147482623"),
+    ({"extent": (16, 24, 40, -2)}, "batches=-2: expected 0 to 2147482623"),
+    ({"extent": (2**30, 2**30, 40, 2**30)}, "m, n, batches: the result is larger than the address space"),
+    ({"a_dtype": "float32"}, "a_dtype='float32': use one of float8_e4m3fn, float8_e5m2, float16, bfloat16"),
+    ({"b_dtype": "float16"}, "a_dtype='float8_e4m3fn', b_dtype='float16': expected the same dtype, or both FP8"),
+    ({"out_dtype": "float64"}, "out_dtype='float64': use one of float32, float16, bfloat16"),
+    ({"a_strides": (40, 640)}, "a_strides: 40 elements of float8_e4m3fn are no multiple of 16 bytes"),
+    ({"a_strides": (48, -16)}, "a_strides: -16 elements of float8_e4m3fn are no multiple of 16 bytes"),
+    ({"a_strides": (2**40, 0)}, "a_strides: 1099511627776 elements of float8_e4m3fn are no multiple of 16 bytes below"),
+    ({"b_strides": (32, 0)}, "b_strides: rows of 40 elements overlap"),
+    ({"a_factors": SOMEWHERE + 2}, "a_factors=1048578 is not aligned to float32"),
+    ({"b_factors": SOMEWHERE, "b_factor_strides": (-1, 0)}, "b_factors: strides -1, 0 are below 0"),
+    ({"b_factors": ELSEWHERE << 1}, "b_factors and out overlap"),
+]
+MORE_BAD = [("encode_scaled", GOOD_ENCODE_SCALED, *bad) for bad in BAD_ENCODE_SCALED]
+MORE_BAD += [("matmul", GOOD_MATMUL, *bad) for bad in BAD_MATMUL]
+
+
+@pytest.mark.parametrize(("op", "good", "change", "message"), MORE_BAD, ids=[bad[3] for bad in MORE_BAD])
+def test_bad_argument_of_a_larger_kernel_is_named(cuda, op, good, change, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        getattr(cuda, op)(**good | change)
+
+
 def test_same_memory_of_two_widths_overlaps(cuda):
     with pytest.raises(ValueError, match="overlap"):
         cuda.encode(**GOOD["encode"] | {"target": SOMEWHERE})
@@ -87,13 +159,16 @@ def test_conversion_has_its_length(cuda):
 
 def test_nothing_to_do_needs_nothing(cuda):
     cuda.cast(**GOOD_CAST | {"source": 0, "target": 0, "size": 0})
+    cuda.encode_scaled(**GOOD_ENCODE_SCALED | {"x": 0, "codes": 0, "shape": (3, 0, 5)})
+    cuda.matmul(**GOOD_MATMUL | {"a": 0, "out": 0, "extent": (0, 24, 40, 2)})
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-@pytest.mark.parametrize("op", GOOD)
+@pytest.mark.parametrize("op", [*GOOD, "encode_scaled", "matmul"])
 def test_launch_says_that_no_device_is_here(cuda, op):
+    good = {**GOOD, "encode_scaled": GOOD_ENCODE_SCALED, "matmul": GOOD_MATMUL}
     with pytest.raises(RuntimeError, match="no CUDA device: .*use_backend"):
-        getattr(cuda, op)(**GOOD[op])
+        getattr(cuda, op)(**good[op])
 
 
 def cuobjdump(module, *arguments: str) -> str:
@@ -108,15 +183,78 @@ def cuobjdump(module, *arguments: str) -> str:
 def test_machine_code_for_each_device(cuda):
     """Machine code for A100 and H100/H200, PTX for what comes later; nothing else."""
     kinds = re.findall(r"Fatbin (elf|ptx) code:\n=+\narch = (\w+)", cuobjdump(cuda))
-    assert sorted(kinds) == [("elf", "sm_80"), ("elf", "sm_90a"), ("ptx", "sm_90")]
+    assert set(kinds) == {("elf", "sm_80"), ("elf", "sm_90a"), ("ptx", "sm_90")}
 
 
-def test_machine_code_spills_nothing(cuda):
-    """44 kernels for each device, none with a stack frame or local memory."""
-    usage = re.findall(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", cuobjdump(cuda, "-res-usage"))
-    assert len(usage) == 2 * 44
-    assert {(stack, local) for _, stack, local in usage} == {("0", "0")}
-    assert max(int(registers) for registers, _, _ in usage) <= 64
+KERNELS = {
+    "convert_kernel": (44, 64),
+    "encode_scaled_kernel": (7, 64),
+    "encode_transposing_kernel": (7, 64),
+    "matmul_wgmma_kernel": (16, 168),
+    "matmul_mma_kernel": (6, 224),
+}
+"""How many of each there are for each device, and registers of a thread at most: of 384 threads that share a processor
+no more than 168."""
+
+
+@pytest.fixture(scope="module")
+def kernels(cuda):
+    """(device, symbol) -> (registers, stack, local memory)."""
+    usage = r"Function (\w+):\s+REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)"
+    found = {}
+    for device in ("sm_80", "sm_90a"):
+        for symbol, *numbers in re.findall(usage, cuobjdump(cuda, "-res-usage", "-arch", device)):
+            found[device, symbol] = tuple(map(int, numbers))
+    return found
+
+
+def test_machine_code_spills_nothing(kernels):
+    """No kernel has a stack frame or local memory."""
+    for device, (family, (count, registers)) in itertools.product(("sm_80", "sm_90a"), KERNELS.items()):
+        used = [kernels[key] for key in kernels if key[0] == device and family in key[1]]
+        assert len(used) == count, f"{len(used)} of {family} for {device}"
+        assert {(stack, local) for _, stack, local in used} == {(0, 0)}, f"{family} for {device}"
+        assert max(number for number, _, _ in used) <= registers, f"{family} for {device}"
+
+
+def opcodes_of(cuda, kernels, device, family):
+    """A kernel's name in C++ -> how often each instruction is in its machine code."""
+    symbols = [symbol for where, symbol in kernels if where == device and family in symbol]
+    found = {}
+    for function in cuobjdump(cuda, "-sass", "-arch", device, "-fun", ",".join(symbols)).split("Function : ")[1:]:
+        symbol, code = function.split("\n", 1)
+        name = subprocess.run(["c++filt", symbol], capture_output=True, text=True, check=True).stdout
+        instructions = re.findall(r"^\s*/\*\w+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", code, re.MULTILINE)
+        found[name.replace("fp8sim::", "")] = Counter(instructions)
+    return found
+
+
+TYPES = {"E4m3": "E4M3", "E5m2": "E5M2", "Float16": "", "Bfloat16": "BF16"}
+
+
+def test_hopper_multiplies_by_wgmma(cuda, kernels):
+    """Each product by the instruction of its types and columns, four to a stage; tiles through the copy engine."""
+    tiles = opcodes_of(cuda, kernels, "sm_90a", "matmul_wgmma")
+    assert len(tiles) == 16
+    for name, code in tiles.items():
+        a, b, columns, blocks, _ = re.search(r"WgmmaTile<(\w+), (\w+), (\d+), (\d+), (\w+)>", name).groups()
+        fp8 = a.startswith("E")
+        kind = f"QGMMA.64x{columns}x32.F32.{TYPES[a]}.{TYPES[b]}" if fp8 else f"HGMMA.64x{columns}x16.F32.{TYPES[a]}"
+        assert {o: n for o, n in code.items() if "MMA" in o} == {kind.rstrip("."): 4}, name
+        loads = {"UTMALDG.3D": 1, "UTMALDG.3D.MULTICAST": 1} if blocks == "2" else {"UTMALDG.3D": 2}
+        assert {o: n for o, n in code.items() if o.startswith("UTMALDG")} == loads, name
+        assert code["USETMAXREG.TRY_ALLOC.CTAPOOL"] == code["USETMAXREG.DEALLOC.CTAPOOL"] == 1, name
+        assert any(o.startswith("STG.E.128") for o in code), name
+
+
+def test_ampere_multiplies_by_mma(cuda, kernels):
+    """FP8 as binary16; 16 bytes at a time, straight to shared memory."""
+    tiles = opcodes_of(cuda, kernels, "sm_80", "matmul_mma")
+    assert len(tiles) == 6
+    for name, code in tiles.items():
+        kind = "HMMA.16816.F32.BF16" if "Bfloat16" in name else "HMMA.16816.F32"
+        assert {o for o in code if "MMA" in o} == {kind}, name
+        assert any(o.startswith("LDGSTS.E.BYPASS.128") for o in code), name
 
 
 class CastJob(ctypes.Structure):

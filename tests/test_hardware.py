@@ -1,5 +1,7 @@
 """What only a GPU can show; every test here is marked `gpu` and deselected where there is none."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -207,3 +209,60 @@ def test_encode_scaled_of_more_elements_than_32_bits_can_count(transpose):
     assert codes[-1, -2:].tolist() == last.tolist()
     assert transposed is None or transposed[-1, -2:].tolist() == last.tolist()
     assert amax.item() == 7.0
+
+
+# The CUDA matrix products: `test_cuda_matmul` runs their source on a CPU. Here the instructions are the real ones.
+
+_FP8 = [torch.float8_e4m3fn, torch.float8_e5m2]
+PAIRS = [*itertools.product(_FP8, _FP8), (torch.float16, torch.float16), (torch.bfloat16, torch.bfloat16)]
+
+
+def matrix(rows, k, dtype, seed):
+    g = torch.Generator().manual_seed(seed)
+    return (torch.randn(rows, k, generator=g) * 2.0 ** torch.randint(-9, 5, (rows, k), generator=g)).to(dtype)
+
+
+@pytest.mark.parametrize("size", [(70, 30, 809), (1, 1, 16), (300, 1000, 1040), (2100, 4400, 272)], ids=str)
+@pytest.mark.parametrize(("a_dtype", "b_dtype"), PAIRS, ids=str)
+def test_cuda_products_have_the_bits_of_their_plan(cuda, a_dtype, b_dtype, size):
+    """Small and wide tiles, ragged and whole, fast and promoted, every dtype of the result."""
+    from fp8sim.cuda.matmul import matmul, plan_of
+
+    m, n, k = size
+    a, b = matrix(m, k, a_dtype, 0), matrix(n, k, b_dtype, 1)
+    for fast in (True, False):
+        plan = plan_of(a_dtype, torch.cuda.get_device_capability(), fast_accumulation=fast)
+        for output in ("float32", "bfloat16", "float16"):
+            actual = matmul(a.cuda(), b.cuda(), fast_accumulation=fast, out_dtype=getattr(torch, output)).cpu()
+            expected = fp8sim.matmul(a, b.T, plan=plan, output=output)
+            bits = torch.int32 if output == "float32" else torch.int16
+            differ = (actual.view(bits) != expected.view(bits)) & ~(actual.isnan() & expected.isnan())
+            assert not differ.any(), f"{int(differ.sum())} of {differ.numel()} differ from {plan}, {output}"
+
+
+@pytest.mark.parametrize(("a_dtype", "b_dtype"), PAIRS[:4], ids=str)
+def test_cuda_products_of_every_pair_of_codes(cuda, a_dtype, b_dtype):
+    from fp8sim.cuda.matmul import matmul, plan_of
+
+    a, b = (torch.arange(256, dtype=torch.uint8).view(dtype)[:, None] for dtype in (a_dtype, b_dtype))
+    actual = matmul(a.cuda(), b.cuda()).cpu()
+    expected = fp8sim.matmul(a, b.T, plan=plan_of(a_dtype, torch.cuda.get_device_capability()))
+    assert torch.equal(actual.isnan(), expected.isnan())
+    assert torch.equal(actual.nan_to_num(7).view(torch.int32), expected.nan_to_num(7).view(torch.int32))
+
+
+def test_cuda_products_with_factors_and_batches(cuda):
+    """Factors of rows and of the tensor, matrices that broadcast, operands with gaps: on a stream of their own."""
+    from fp8sim.cuda.matmul import plan_of
+
+    plan = plan_of(torch.float16, torch.cuda.get_device_capability())
+    a, b = matrix(6 * 130, 200, torch.float16, 2).view(2, 3, 130, 200), matrix(260, 200, torch.float16, 3)
+    rows = torch.rand(2, 3, 130, generator=torch.Generator().manual_seed(4))
+    expected = fp8sim.matmul(a, b.T, plan=plan) * rows[..., None] * torch.tensor(1.7)
+    stream = torch.cuda.Stream()
+    on_device = [x.cuda() for x in (a, b, rows)]
+    torch.cuda.synchronize()
+    with torch.cuda.stream(stream), fp8sim.use_backend("cuda"):
+        actual = fp8sim.matmul(on_device[0], on_device[1].T, a_scale_inv=on_device[2], b_scale_inv=1.7, plan=plan)
+    stream.synchronize()
+    assert torch.equal(actual.cpu().view(torch.int32), expected.view(torch.int32))
