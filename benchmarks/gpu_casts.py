@@ -1,74 +1,90 @@
-"""Casts on a GPU against a copy of as many bytes, in one run: python -m benchmarks.gpu_casts [--elements 67108864].
+"""Casts on a GPU: `python -m benchmarks.gpu_run --suite casts`.
 
-Each result is first compared with the simulator's, on a part of the data, and a wrong one is not timed. Then kernel
-and copy are timed in turns by the device's own clock. The ratio is that of bytes per
-second to the copy's. Without a CUDA device nothing is measured, and the command says so.
+Each result is first compared with the simulator's, bit for bit and all of it. The bar is a share of the speed
+of a copy of as many bytes.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import statistics
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from benchmarks import peers
+from benchmarks.gpu_rows import FLOOR, Bar, Case, Work
+from benchmarks.gpu_timing import Call, Device
 from fp8sim import backends, quantizers
 
-Call = Callable[[], Any]
+SHAPE, TINY = (8192, 8192), (4, 256)
 
-COLUMNS = 8192
-CHECKED_ROWS = 128
-FLUSHED = 1 << 28
-"""Bytes overwritten between samples, more than any level of cache holds."""
+ON_COPY = Bar(FLOOR, 0.9, 0.95)
+REORDERED = Bar(FLOOR, 0.8, 0.9)
+"""Of casts that write a transposed copy too, or find factors of blocks."""
 
 
 @dataclass(frozen=True)
-class CastCase:
-    """One kernel on x [rows, COLUMNS].
+class Cast:
+    """One kernel on x [rows, columns].
 
     Attributes:
-        name: unique.
-        run: of a row of `BACKENDS`, loaded, and x: the tensors that it computes.
-        op, backend: the row.
-        bytes: that must move, read and written, per element of x that has so many bytes; factors are left out.
-        at_least: the share of the copy's speed that is expected.
+        name: says what it does.
+        op, backend: a row of `BACKENDS`.
+        run: of that row, loaded, and x: the tensors that it computes.
+        bytes: that must move, read and written, per element of x that has so many bytes; factors are left out, codes of
+            any format take one.
+        bar: what is expected.
+        peer: of x: a call of another library that does the same.
     """
 
     name: str
     op: str
     backend: str
     run: Callable[[Callable[..., Any], torch.Tensor], Any]
-    bytes: Callable[[int], float]
-    at_least: float
+    bytes: Callable[[int], int]
+    bar: Bar
+    peer: Callable[[torch.Tensor], Any] | None = None
+    peer_name: str = ""
 
 
-def cases() -> Iterator[CastCase]:
+def casts() -> Iterator[Cast]:
     for backend in ("triton", "triton_hardware"):
-        for name, options, written, least in (
-            ("encode", {}, 1, 0.9),
-            ("encode, factor", {"scale": 0.5}, 1, 0.9),
-            ("encode, factor, amax", {"scale": 0.5, "amax": True}, 1, 0.9),
-            ("encode, transposed", {"transpose": True}, 2, 0.8),
-            ("encode, factor, amax, transposed", {"scale": 0.5, "amax": True, "transpose": True}, 2, 0.8),
+        for name, options, written, bar in (
+            ("encode", {}, 1, ON_COPY),
+            ("encode, factor", {"scale": 0.5}, 1, ON_COPY),
+            ("encode, factor, amax", {"scale": 0.5, "amax": True}, 1, ON_COPY),
+            ("encode, transposed", {"transpose": True}, 2, REORDERED),
+            ("encode, factor, amax, transposed", {"scale": 0.5, "amax": True, "transpose": True}, 2, REORDERED),
         ):
-            yield CastCase(
-                f"{name} e4m3", "encode_scaled", backend, _encode(options), lambda size, w=written: size + w, least
+            peer = (_torch_encode, "torch") if not options else (None, "")
+            yield Cast(
+                f"{name} e4m3",
+                "encode_scaled",
+                backend,
+                _encode(options),
+                lambda size, written=written: size + written,
+                bar,
+                *peer,
             )
-        for name in ("mxfp8", "fp8_1x128", "fp8_128x128", "fp8_row_torchao", "fp8_tensor_te"):
-            passes = 2 if name == "fp8_tensor_te" else 1
-            yield CastCase(
-                f"quantize {name}", "quantize", backend, _quantize(name), lambda size, p=passes: p * size + 1, 0.8
-            )
-    for name in ("mxfp4", "nvfp4", "nvfp4_te"):
-        passes = 1 if name == "mxfp4" else 2
-        yield CastCase(
-            f"quantize {name}", "quantize", "triton", _quantize(name), lambda size, p=passes: p * size + 1, 0.8
-        )
+        yield from (_quantizing(name, backend) for name in ("mxfp8", "fp8_1x128", "fp8_128x128", "fp8_row_torchao"))
+        yield _quantizing("fp8_tensor_te", backend, passes=2)
+    yield _quantizing("mxfp4", "triton")
+    yield from (_quantizing(name, "triton", passes=2) for name in ("nvfp4", "nvfp4_te"))
+
+
+def _quantizing(name: str, backend: str, passes: int = 1) -> Cast:
+    """`passes`: over x; the largest magnitude of a whole tensor takes one of its own."""
+    peer = (_torchao_mx, "torchao") if name == "mxfp8" and peers.torchao() is not None else (None, "")
+    return Cast(
+        f"quantize {name}",
+        "quantize",
+        backend,
+        _quantize(name),
+        lambda size: passes * size + 1,
+        REORDERED,
+        *peer,
+    )
 
 
 def _encode(options: dict[str, Any]) -> Callable[[Callable[..., Any], torch.Tensor], Any]:
@@ -83,91 +99,48 @@ def _quantize(name: str) -> Callable[[Callable[..., Any], torch.Tensor], Any]:
     return run
 
 
-def same(case: CastCase, x: torch.Tensor) -> bool:
-    """Whether the kernel has the simulator's bits on x."""
-    actual = case.run(backends.row(case.op, case.backend).load(), x)
-    expected = case.run(backends.row(case.op, "simulate").load(), x.cpu())
+def _torch_encode(x: torch.Tensor) -> torch.Tensor:
+    return x.to(torch.float8_e4m3fn)
+
+
+def _torchao_mx(x: torch.Tensor) -> Any:
+    modules = peers.torchao()
+    assert modules is not None
+    return modules[0].to_mx(x, torch.float8_e4m3fn, 32)
+
+
+def wrong(cast: Cast, x: torch.Tensor) -> str:
+    """What differs between the kernel's bits and the simulator's on x; empty if nothing does."""
+    actual = cast.run(backends.row(cast.op, cast.backend).load(), x)
+    expected = cast.run(backends.row(cast.op, "simulate").load(), x.cpu())
     pairs = zip(actual, expected, strict=True)
-    return all((a is None and e is None) or torch.equal(_bits(a.cpu()), _bits(e)) for a, e in pairs)
+    same = all((a is None and e is None) or torch.equal(_bits(a.cpu()), _bits(e)) for a, e in pairs)
+    return "" if same else "the bits are not the simulator's"
 
 
 def _bits(x: torch.Tensor) -> torch.Tensor:
     return x.contiguous().view(torch.int32) if x.dtype == torch.float32 else x
 
 
-def medians(calls: dict[str, Call], samples: int) -> dict[str, float]:
-    """The median seconds of each call, taken in turns by the device's clock, with the cache overwritten before each."""
-    cache = torch.empty(FLUSHED, dtype=torch.uint8, device="cuda")
-    taken: dict[str, list[float]] = {name: [] for name in calls}
-    for sample in range(samples + 2):
-        for name, call in calls.items():
-            cache.zero_()
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()  # type: ignore[no-untyped-call]
-            call()
-            end.record()  # type: ignore[no-untyped-call]
-            torch.cuda.synchronize()
-            if sample >= 2:
-                taken[name].append(start.elapsed_time(end) / 1e3)  # type: ignore[no-untyped-call]
-    return {name: statistics.median(times) for name, times in taken.items()}
+def work(cast: Cast, dtype: torch.dtype, device: Device) -> Work:
+    shape = device.size(SHAPE, TINY)
+    elements = shape[0] * shape[1]
+    inputs = [device.numbers(shape, dtype, seed) for seed in range(device.sets(elements * dtype.itemsize))]
+    implementation = backends.row(cast.op, cast.backend).load()
 
+    def on_inputs(call: Callable[[torch.Tensor], Any]) -> Call:
+        return lambda turn: call(inputs[turn % len(inputs)])
 
-def measure(case: CastCase, x: torch.Tensor, samples: int) -> dict[str, Any]:
-    """One row of results; "wrong" replaces all figures if the result is."""
-    row: dict[str, Any] = {"name": case.name, "backend": case.backend, "dtype": str(x.dtype), "elements": x.numel()}
-    if not same(case, x[:CHECKED_ROWS]):
-        return row | {"wrong": "the bits are not the simulator's"}
-    moved = int(case.bytes(x.element_size()) * x.numel())
-    source, target = (torch.empty(moved // 2, dtype=torch.uint8, device=x.device) for _ in range(2))
-    implementation = backends.row(case.op, case.backend).load()
-    seconds = medians(
-        {"run": lambda: case.run(implementation, x), "copy": lambda: target.copy_(source)},
-        samples,
+    return Work(
+        run=on_inputs(lambda x: cast.run(implementation, x)),
+        wrong=lambda: wrong(cast, inputs[0]),
+        bytes=cast.bytes(dtype.itemsize) * elements,
+        peers={cast.peer_name: on_inputs(cast.peer)} if cast.peer else {},
     )
-    share = seconds["copy"] / seconds["run"]
-    return row | {
-        "microseconds": seconds["run"] * 1e6,
-        "bytes_per_second": moved / seconds["run"],
-        "copy_ratio": share,
-        "at_least": case.at_least,
-        "missed": share < case.at_least,
-    }
 
 
-def line(row: dict[str, Any]) -> str:
-    head = f"{row['name']:<36} {row['backend']:<16} {row['dtype'].removeprefix('torch.'):<9}"
-    if "wrong" in row:
-        return f"{head} WRONG, not timed: {row['wrong']}"
-    missed = " MISSED" if row["missed"] else ""
-    speed = f"{row['microseconds']:>9.1f} us {row['bytes_per_second'] / 1e9:>7.0f} GB/s"
-    return f"{head}{speed}   copy {row['copy_ratio']:.2f} (>= {row['at_least']:g}{missed})"
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--elements", type=int, default=1 << 26)
-    parser.add_argument("--samples", type=int, default=15)
-    parser.add_argument("--json", metavar="FILE", help="write the results here; - is standard output")
-    options = parser.parse_args()
-    if not torch.cuda.is_available():
-        print("no CUDA device: not measured")
-        return 0
-    generator = torch.Generator(device="cuda").manual_seed(0)
-    numbers = torch.randn(options.elements // COLUMNS, COLUMNS, device="cuda", generator=generator)
-    rows = []
+def cases(device: Device) -> Iterator[Case]:
     for dtype in (torch.bfloat16, torch.float32):
-        for case in cases():
-            rows.append(measure(case, numbers.to(dtype), options.samples))
-            if options.json != "-":
-                print(line(rows[-1]), flush=True)
-    text = json.dumps({"device": torch.cuda.get_device_name(), "torch": torch.__version__, "rows": rows}, indent=1)
-    if options.json == "-":
-        print(text)
-    elif options.json:
-        with open(options.json, "w") as file:
-            file.write(text + "\n")
-    return 1 if any("wrong" in row for row in rows) else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        for cast in casts():
+            name = f"{cast.name}, {cast.backend}, {str(dtype).removeprefix('torch.')}"
+            yield Case(name, lambda device, cast=cast, dtype=dtype: work(cast, dtype, device), cast.bar)
