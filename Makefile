@@ -11,13 +11,17 @@ export OMP_WAIT_POLICY ?= passive
 DEPENDENCIES := $(VENV)/.dependencies-installed
 INSTALLED    := $(VENV)/.fp8sim-installed
 
-.PHONY: help validate test test-full bench tables lint format install clean sanitize fuzz mutants
+GPU_TARGETS := gpu gpu-test gpu-bench
+
+.PHONY: help validate test test-full bench tables figures $(GPU_TARGETS) lint format install clean sanitize fuzz mutants
 help:
 	@echo "make validate   does the scaling rule hold, and do the kernels compute what they claim?  ARGS=\"--text FILE\""
 	@echo "make test       format, lint, types and the fast tests;  make test-full adds the exhaustive ones"
 	@echo "make sanitize   tests and fuzzing under AddressSanitizer and UBSan;  make fuzz ARGS=\"--seconds 600\""
 	@echo "make mutants    the share of planted faults that the tests notice"
 	@echo "make bench      benchmarks;  make tables   measures docs/model-scales.md anew, within the hour"
+	@echo "make gpu        on a GPU: tests and benchmarks;  make gpu-test, gpu-bench  each by itself"
+	@echo "make figures    writes the tables of speed anew;  ARGS=\"--add out/gpu\" takes in what a GPU measured"
 	@echo "make lint, format, install, clean"
 
 validate: $(INSTALLED)
@@ -41,6 +45,19 @@ tables: $(INSTALLED)
 	$(RUN) -m fp8sim.training.model_scales $(ARGS)
 	$(RUN) -m fp8sim.training.paired_runs $(ARGS)
 	$(RUN) -m fp8sim.analysis.scales_page
+
+figures: $(INSTALLED)
+	$(RUN) -m benchmarks.figures $(ARGS)
+
+# What only a GPU can show, by PYTHON as it is where that has what is needed, otherwise by .venv. OUT=folder,
+# PART="names of parts", LIMIT=seconds, FORCE=1, STANDIN=1: see docs/gpu.md.
+GPU_OPTIONS = $(if $(OUT),--out "$(OUT)") $(if $(LIMIT),--limit $(LIMIT)) $(if $(FORCE),--force) $(if $(STANDIN),--stand-in) \
+    $(if $(PART),--part $(PART))
+
+$(GPU_TARGETS):
+	@python="$(PYTHON)"; "$$python" -m benchmarks.gpu --check || { \
+	    echo "so .venv is used"; $(MAKE) --no-print-directory install && python="$(RUN)"; } && \
+	    "$$python" -m benchmarks.gpu $(subst gpu-,,$(filter-out gpu,$@)) $(GPU_OPTIONS)
 
 # A second build of the package, in build/sanitize, in front of the installed one. -P keeps the sources out of its way.
 SANITIZERS      := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -O1 -g1

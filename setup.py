@@ -5,6 +5,7 @@ Environment:
   FP8SIM_CXXFLAGS  appended to every C++ compilation and to the link, e.g. "-fsanitize=address -g"
 """
 
+import importlib.util
 import os
 import platform
 import shlex
@@ -14,7 +15,6 @@ import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import pybind11
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.modified import newer_group
@@ -41,9 +41,19 @@ def isa_of(source: str) -> str | None:
     return next((isa for isa in ISA_FLAGS if Path(source).stem.endswith(f"_{isa}")), None)
 
 
+def pybind11_include() -> str:
+    """The folder with pybind11's headers: its own, or where it is not installed the copy that torch carries."""
+    if importlib.util.find_spec("pybind11"):
+        return str(importlib.import_module("pybind11").get_include())
+    torch = importlib.util.find_spec("torch")
+    if torch is None or torch.origin is None:
+        raise SystemExit("pybind11's headers are not here: pip install pybind11")
+    return str(Path(torch.origin).with_name("include"))
+
+
 def extension(name: str, sources: list[str]) -> Extension:
     headers = sorted(map(str, CSRC.glob("*/*.h*")))
-    include_dirs = [str(CSRC), pybind11.get_include()]
+    include_dirs = [str(CSRC), pybind11_include()]
     return Extension(name, sources, include_dirs=include_dirs, depends=[*headers, "setup.py"], language="c++")
 
 

@@ -6,6 +6,7 @@ of a copy of as many bytes.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,15 +14,12 @@ from typing import Any
 import torch
 
 from benchmarks import peers
-from benchmarks.gpu_rows import FLOOR, Bar, Case, Work
+from benchmarks.gpu_bars import CAST, CAST_REORDERED, Bar
+from benchmarks.gpu_rows import Absent, Case, Work
 from benchmarks.gpu_timing import Call, Device
 from fp8sim import backends, quantizers
 
 SHAPE, TINY = (8192, 8192), (4, 256)
-
-ON_COPY = Bar(FLOOR, 0.9, 0.95)
-REORDERED = Bar(FLOOR, 0.8, 0.9)
-"""Of casts that write a transposed copy too, or find factors of blocks."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +30,8 @@ class Cast:
         name: says what it does.
         op, backend: a row of `BACKENDS`.
         run: of that row, loaded, and x: the tensors that it computes.
-        bytes: that must move, read and written, per element of x that has so many bytes; factors are left out, codes of
-            any format take one.
+        passes: over x that it must make. written: bytes that it writes for each element, factors left out; codes of any
+            format take one.
         bar: what is expected.
         peer: of x: a call of another library that does the same.
     """
@@ -42,49 +40,50 @@ class Cast:
     op: str
     backend: str
     run: Callable[[Callable[..., Any], torch.Tensor], Any]
-    bytes: Callable[[int], int]
+    passes: int
+    written: int
     bar: Bar
     peer: Callable[[torch.Tensor], Any] | None = None
     peer_name: str = ""
 
 
+ENCODINGS: tuple[tuple[str, dict[str, Any], Bar], ...] = (
+    ("encode", {}, CAST),
+    ("encode, factor", {"scale": 0.5}, CAST),
+    ("encode, factor, amax", {"scale": 0.5, "amax": True}, CAST),
+    ("encode, transposed", {"transpose": True}, CAST_REORDERED),
+    ("encode, factor, amax, transposed", {"scale": 0.5, "amax": True, "transpose": True}, CAST_REORDERED),
+)
+
+QUANTIZERS = {"mxfp8": 1, "fp8_1x128": 1, "fp8_128x128": 1, "fp8_row_torchao": 1, "fp8_tensor_te": 2} | {
+    "mxfp4": 1,
+    "nvfp4": 2,
+    "nvfp4_te": 2,
+}
+"""Passes over x of each: the largest magnitude of a whole tensor takes one of its own."""
+
+CONVERTED = ("float8_e4m3fn", "float8_e5m2")
+"""Formats that the GPU's own conversion knows."""
+
+
 def casts() -> Iterator[Cast]:
-    for backend in ("triton", "triton_hardware"):
-        for name, options, written, bar in (
-            ("encode", {}, 1, ON_COPY),
-            ("encode, factor", {"scale": 0.5}, 1, ON_COPY),
-            ("encode, factor, amax", {"scale": 0.5, "amax": True}, 1, ON_COPY),
-            ("encode, transposed", {"transpose": True}, 2, REORDERED),
-            ("encode, factor, amax, transposed", {"scale": 0.5, "amax": True, "transpose": True}, 2, REORDERED),
-        ):
+    """Each, on every backend but the simulator."""
+    for backend in _kernels("encode_scaled"):
+        for name, options, bar in ENCODINGS:
             peer = (_torch_encode, "torch") if not options else (None, "")
-            yield Cast(
-                f"{name} e4m3",
-                "encode_scaled",
-                backend,
-                _encode(options),
-                lambda size, written=written: size + written,
-                bar,
-                *peer,
-            )
-        yield from (_quantizing(name, backend) for name in ("mxfp8", "fp8_1x128", "fp8_128x128", "fp8_row_torchao"))
-        yield _quantizing("fp8_tensor_te", backend, passes=2)
-    yield _quantizing("mxfp4", "triton")
-    yield from (_quantizing(name, "triton", passes=2) for name in ("nvfp4", "nvfp4_te"))
+            written = 2 if options.get("transpose") else 1
+            yield Cast(f"{name} e4m3", "encode_scaled", backend, _encode(options), 1, written, bar, *peer)
+    for backend in _kernels("quantize"):
+        for name, passes in QUANTIZERS.items():
+            if backend == "triton_hardware" and quantizers.parse(name).format.name not in CONVERTED:
+                continue
+            peer = (_torchao_mx, "torchao") if name == "mxfp8" and peers.torchao() is not None else (None, "")
+            run = _quantize(name)
+            yield Cast(f"quantize {name}", "quantize", backend, run, passes, 1, CAST_REORDERED, *peer)
 
 
-def _quantizing(name: str, backend: str, passes: int = 1) -> Cast:
-    """`passes`: over x; the largest magnitude of a whole tensor takes one of its own."""
-    peer = (_torchao_mx, "torchao") if name == "mxfp8" and peers.torchao() is not None else (None, "")
-    return Cast(
-        f"quantize {name}",
-        "quantize",
-        backend,
-        _quantize(name),
-        lambda size: passes * size + 1,
-        REORDERED,
-        *peer,
-    )
+def _kernels(op: str) -> list[str]:
+    return [row.name for row in backends.rows(op) if row.name != "simulate"]
 
 
 def _encode(options: dict[str, Any]) -> Callable[[Callable[..., Any], torch.Tensor], Any]:
@@ -123,6 +122,8 @@ def _bits(x: torch.Tensor) -> torch.Tensor:
 
 
 def work(cast: Cast, dtype: torch.dtype, device: Device) -> Work:
+    if missing := backends.row(cast.op, cast.backend).missing():
+        raise Absent(missing)
     shape = device.size(SHAPE, TINY)
     elements = shape[0] * shape[1]
     inputs = [device.numbers(shape, dtype, seed) for seed in range(device.sets(elements * dtype.itemsize))]
@@ -134,7 +135,7 @@ def work(cast: Cast, dtype: torch.dtype, device: Device) -> Work:
     return Work(
         run=on_inputs(lambda x: cast.run(implementation, x)),
         wrong=lambda: wrong(cast, inputs[0]),
-        bytes=cast.bytes(dtype.itemsize) * elements,
+        bytes=(cast.passes * dtype.itemsize + cast.written) * elements,
         peers={cast.peer_name: on_inputs(cast.peer)} if cast.peer else {},
     )
 
@@ -143,4 +144,4 @@ def cases(device: Device) -> Iterator[Case]:
     for dtype in (torch.bfloat16, torch.float32):
         for cast in casts():
             name = f"{cast.name}, {cast.backend}, {str(dtype).removeprefix('torch.')}"
-            yield Case(name, lambda device, cast=cast, dtype=dtype: work(cast, dtype, device), cast.bar)
+            yield Case(name, functools.partial(work, cast, dtype), cast.bar)

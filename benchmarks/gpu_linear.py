@@ -7,13 +7,15 @@ of the first tokens must be the simulator's, bit for bit.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 import torch
 
 from benchmarks import gpu_peers
+from benchmarks.gpu_bars import LINEAR
 from benchmarks.gpu_peers import Step
-from benchmarks.gpu_rows import Bar, Case, Work
+from benchmarks.gpu_rows import Case, Work
 from benchmarks.gpu_timing import Call, Device
 from fp8sim import functional
 from fp8sim.backends import use_backend
@@ -24,7 +26,6 @@ TINY_TOKENS, TINY = 64, ((64, 128), (128, 128))
 CHECKED_TOKENS = 128
 
 RECIPE = "unit_scaled_fp8"
-BAR = Bar("BF16 nn.Linear", 1.35, 1.6)
 
 
 def step(weight: torch.Tensor) -> Step:
@@ -98,6 +99,6 @@ def cases(device: Device) -> Iterator[Case]:
     for inputs, outputs in device.size(SIZES, TINY):
         yield Case(
             f"linear forward and backward, {tokens} tokens, {inputs} to {outputs}",
-            lambda device, inputs=inputs, outputs=outputs: work(inputs, outputs, device),
-            BAR,
+            functools.partial(work, inputs, outputs),
+            LINEAR,
         )

@@ -6,6 +6,7 @@ predicts from the plan that the launch states. Operands are random numbers.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +15,8 @@ import torch
 
 import fp8sim
 from benchmarks import gpu_peers
-from benchmarks.gpu_rows import FASTEST, Bar, Case, Work
+from benchmarks.gpu_bars import BF16_PRODUCT, FP8_PRODUCT, Bar
+from benchmarks.gpu_rows import Case, Work
 from benchmarks.gpu_timing import Call, Device
 from fp8sim.triton_kernels import matmul as kernels
 
@@ -25,9 +27,6 @@ CHECKED = 64
 
 SIZES = ((4096, 4096, 4096), (8192, 8192, 8192), (4096, 14336, 4096))
 TINY = ((96, 80, 128), (64, 64, 64), (64, 128, 64))
-
-FP8_BAR = Bar(FASTEST, 0.95, 1.0)
-BF16_BAR = Bar(FASTEST, 0.9)
 
 
 @dataclass(frozen=True)
@@ -61,10 +60,10 @@ class Product:
 
 def products(device: Device) -> Iterator[Product]:
     for size in device.size(SIZES, TINY):
-        yield Product(size, (E4M3, E4M3), FP8_BAR)
-        yield Product(size, (E5M2, E4M3), FP8_BAR)
-        yield Product(size, (E4M3, E4M3), FP8_BAR, {"fast_accumulation": False})
-        yield Product(size, (BF16, BF16), BF16_BAR)
+        yield Product(size, (E4M3, E4M3), FP8_PRODUCT)
+        yield Product(size, (E5M2, E4M3), FP8_PRODUCT)
+        yield Product(size, (E4M3, E4M3), FP8_PRODUCT, {"fast_accumulation": False})
+        yield Product(size, (BF16, BF16), BF16_PRODUCT)
 
 
 def operands(product: Product, device: Device, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -121,4 +120,4 @@ def cases(device: Device) -> Iterator[Case]:
     for product in products(device):
         if product.is_fp8 and device.capability < (8, 9):
             continue  # torch has no such product there, and the kernel's is in float16
-        yield Case(product.name, lambda device, product=product: work(product, device), product.bar)
+        yield Case(product.name, functools.partial(work, product), product.bar)

@@ -12,30 +12,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from benchmarks.gpu_bars import FASTEST, FLOOR, Bar
 from benchmarks.gpu_timing import Call, Device, Spread, Taken, copies, in_turns, reason
 
-FLOOR = "floor"
-FASTEST = "fastest peer"
-
 MET, STRETCH, MISSED, WRONG, FAILED = "met", "stretch met", "missed", "WRONG", "FAILED"
-NOT_MEASURED, NOT_JUDGED = "not measured", "stand-in"
+NOT_MEASURED, ABSENT, NOT_JUDGED = "not measured", "absent", "stand-in"
 
 Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Bar:
-    """What is expected of a piece of work.
-
-    Attributes:
-        against: a peer's name, `FASTEST` or `FLOOR`.
-        at_least: how many times that one's speed.
-        stretch: what would be better still.
-    """
-
-    against: str
-    at_least: float
-    stretch: float | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +44,10 @@ class Work:
     absent: Mapping[str, str] = field(default_factory=dict)
 
 
+class Absent(Exception):
+    """What a case times is not here; the message says why. That is no failure."""
+
+
 @dataclass(frozen=True)
 class Case:
     """One row of a suite: a name unique in it, how to build the work, and what is expected of it."""
@@ -71,7 +58,7 @@ class Case:
 
 
 def measure(case: Case, device: Device, rates: Mapping[str, float], samples: int) -> Row:
-    """One row of results: "wrong" or "failed" replaces all figures if the result is wrong or there is none.
+    """One row of results; "wrong", "failed" or "absent" with the reason replaces all figures where there are none.
 
     Args:
         case, device: what and where.
@@ -84,6 +71,8 @@ def measure(case: Case, device: Device, rates: Mapping[str, float], samples: int
         if wrong := work.wrong():
             return row | {"wrong": wrong, "verdict": WRONG}
         taken = in_turns(device, {"run": work.run, "copy": copies(device, work.bytes), **work.peers}, samples)
+    except Absent as why:
+        return row | {"absent": str(why), "verdict": ABSENT}
     except Exception as error:
         return row | {"failed": reason(error), "verdict": FAILED}
     return row | _figures(case, work, taken, rates, judged=not device.is_stand_in) | {"samples": samples}
@@ -102,7 +91,7 @@ def _figures(case: Case, work: Work, taken: Taken, rates: Mapping[str, float], *
         "tflops": work.flops / run.median / 1e12 if work.flops else None,
         "gigabytes_per_second": work.bytes / run.median / 1e9,
         "peers": {name: spread.microseconds | {"ratio": ratios[name]} for name, spread in peers.items()},
-        "absent": {**work.absent, **taken.failed},
+        "absent_peers": {**work.absent, **taken.failed},
         "ratio": ratios.get(FASTEST),
         "floor": floor,
         "floor_ratio": ratios[FLOOR],
@@ -138,7 +127,8 @@ COLUMNS = ("work", "µs", "TFLOP/s", "GB/s", "ratio", "floor ratio", "bar", "ver
 def cells(row: Row) -> list[str]:
     """A row of results under `COLUMNS`."""
     if "microseconds" not in row:
-        return [row["name"], *[""] * 6, f"{row['verdict']}: {row.get('wrong') or row.get('failed')}"]
+        reason = next(row[key] for key in ("wrong", "failed", "absent") if key in row)
+        return [row["name"], *[""] * 6, f"{row['verdict']}: {reason}"]
     low, high = row["quartiles"]
     return [
         row["name"],
@@ -147,20 +137,14 @@ def cells(row: Row) -> list[str]:
         f"{row['gigabytes_per_second']:.0f}",
         "" if row["ratio"] is None else f"{row['ratio']:.2f} x {fastest_peer(row)}",
         f"{row['floor_ratio']:.2f} of {row['floor']['of']}",
-        bar_text(row["bar"]),
+        str(Bar(**row["bar"])) if row["bar"] else "",
         row["verdict"],
     ]
 
 
 def fastest_peer(row: Row) -> str:
-    return min(row["peers"], key=lambda name: float(row["peers"][name]["microseconds"]))
-
-
-def bar_text(bar: Row | None) -> str:
-    if bar is None:
-        return ""
-    stretch = f", stretch {bar['stretch']:g}" if bar["stretch"] else ""
-    return f"{bar['at_least']:g} of {bar['against']}{stretch}"
+    times: dict[str, float] = {name: peer["microseconds"] for name, peer in row["peers"].items()}
+    return min(times, key=lambda name: times[name])
 
 
 def line(row: Row) -> str:

@@ -21,11 +21,9 @@ import torch
 import fp8sim
 from benchmarks import gpu_peers, gpu_timing
 from benchmarks.gpu_matmul import BF16, E4M3
+from benchmarks.gpu_parts import SUITES
 from benchmarks.gpu_rows import FAILED, WRONG, Case, Row, line, measure
-from benchmarks.gpu_timing import Device, copies, in_turns, reason
-
-SUITES = ("casts", "matmul", "linear")
-"""Each is `benchmarks/gpu_<suite>.py`, whose `cases(device)` are its rows."""
+from benchmarks.gpu_timing import Call, Device, copies, in_turns, reason
 
 SCHEMA = 2
 RESULTS = Path(__file__).with_name("results")
@@ -45,9 +43,10 @@ def rates(device: Device, samples: int) -> tuple[dict[str, float], dict[str, str
     """Operations per second of torch's large products of random numbers, by operands; and what did not run."""
     size = device.size(SQUARE, 64)
     wide, narrow = ([device.numbers((size, size), dtype, seed) for seed in (0, 1)] for dtype in (BF16, E4M3))
-    calls = {
+    half = [x.half() for x in wide]
+    calls: dict[str, Call] = {
         "BF16": lambda _: torch.matmul(wide[0], wide[1].T),
-        "FP16": lambda _, x=[x.half() for x in wide]: torch.matmul(x[0], x[1].T),
+        "FP16": lambda _: torch.matmul(half[0], half[1].T),
         "FP8": lambda _: gpu_peers.scaled_mm(*narrow),
     }
     taken = in_turns(device, calls, samples)

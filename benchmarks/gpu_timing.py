@@ -102,11 +102,11 @@ class Device:
             return time.perf_counter() - start
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda._sleep(int(wait * CYCLES_PER_SECOND))
-        begin.record()  # type: ignore[no-untyped-call]
+        begin.record()
         call(turn)
-        end.record()  # type: ignore[no-untyped-call]
-        end.synchronize()  # type: ignore[no-untyped-call]
-        return float(begin.elapsed_time(end)) / 1e3  # type: ignore[no-untyped-call]
+        end.record()
+        end.synchronize()
+        return float(begin.elapsed_time(end)) / 1e3
 
     def synchronize(self) -> None:
         if not self.is_stand_in:

@@ -1,6 +1,5 @@
 """The benchmarks run, and refuse to time what is wrong."""
 
-import dataclasses
 import itertools
 import json
 from collections.abc import Callable
@@ -8,11 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
-from benchmarks import cases, gpu_casts, gpu_matmul, layers, mma, optim, peers, run, scaling, timing
+from benchmarks import cases, layers, mma, optim, peers, run, scaling, timing
 from benchmarks.cases import REGISTRY, Policy
-from fp8sim import _core, backends
+from fp8sim import _core
 
 SIZE = 4096
 
@@ -166,45 +164,3 @@ def test_a_layer_is_checked_before_it_is_timed(monkeypatch: pytest.MonkeyPatch) 
     assert "Tensor-likes are not close" in row["wrong"]
     assert "microseconds" not in row
     assert "WRONG, not timed" in layers.lines(row)[0]
-
-
-def test_the_casts_for_the_gpu_are_right() -> None:
-    """Where there is no GPU, in the interpreter; and one wrong bit is noticed."""
-    interpreter = pytest.importorskip("fp8sim.triton_kernels.interpreter")
-    x = torch.randn(2, 256, generator=torch.Generator().manual_seed(0))
-    x = x if interpreter.is_enabled() else x.cuda()
-    found = list(gpu_casts.cases())
-    assert len({(case.name, case.backend) for case in found}) == len(found)
-    assert all(gpu_casts.same(case, x) for case in found)
-    simulated = backends.row("encode_scaled", "simulate").load()
-    wrong = dataclasses.replace(found[0], run=lambda call, x: (call(x, "e4m3")[0] ^ int(call is not simulated),))
-    assert not gpu_casts.same(wrong, x)
-
-
-def test_a_row_of_the_gpu_says_what_it_missed() -> None:
-    row = {"name": "encode e4m3", "backend": "triton", "dtype": "torch.bfloat16", "microseconds": 50.0}
-    row |= {"bytes_per_second": 4e12, "copy_ratio": 0.85, "at_least": 0.9, "missed": True}
-    assert gpu_casts.line(row).endswith("50.0 us    4000 GB/s   copy 0.85 (>= 0.9 MISSED)")
-    wrong = gpu_casts.line({"name": "n", "backend": "b", "dtype": "d", "wrong": "bits"})
-    assert wrong.endswith("WRONG, not timed: bits")
-
-
-def test_a_product_for_the_gpu_is_compared_with_its_plan(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the interpreter with sums that are exact in any order; and another plan is noticed."""
-    interpreter = pytest.importorskip("fp8sim.triton_kernels.interpreter")
-    device = "cpu" if interpreter.is_enabled() else "cuda"
-    assert len({case.name for case in gpu_matmul.cases()}) == len(list(gpu_matmul.cases()))
-    case = gpu_matmul.MatmulCase((96, 80, 256), (gpu_matmul.E4M3, gpu_matmul.E4M3), 0.95)
-    signs = torch.randint(-1, 2, (96, 256), generator=torch.Generator().manual_seed(0)).float()
-    a, b = signs.to(device, gpu_matmul.E4M3), signs[:80].to(device, gpu_matmul.E4M3)
-    assert gpu_matmul.differing(case, a, b) == 0
-    product = gpu_matmul.kernels.matmul
-    monkeypatch.setattr(gpu_matmul.kernels, "matmul", lambda a, b, **options: product(a, b, scale=2.0, **options))
-    assert gpu_matmul.differing(case, a, b) > 0
-
-
-def test_a_product_of_the_gpu_says_what_it_missed() -> None:
-    row = {"name": "4096x4096x4096 e4m3fn x e4m3fn", "microseconds": 110.0, "flops_per_second": 1.25e15}
-    row |= {"peer": "torch._scaled_mm", "peer_ratio": 0.9, "at_least": 0.95, "missed": True}
-    assert gpu_matmul.line(row).endswith("110.0 us   1250 TFLOP/s   torch._scaled_mm 0.90 (>= 0.95 MISSED)")
-    assert "WRONG, not timed: 3 of 4096" in gpu_matmul.line({"name": "n", "wrong": "3 of 4096"})

@@ -66,6 +66,7 @@ def test_decode_is_that_of_core(cuda, fmt, dtype):
     assert_same_bits(actual, fp8sim.decode(codes, fmt, dtype=FLOATS[dtype]), dtype)
 
 
+@pytest.mark.sanitized
 @pytest.mark.parametrize("rounding", [Rounding.TIES_TO_EVEN, Rounding.STOCHASTIC])
 @pytest.mark.parametrize("start", range(5))
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 1023, 1024, 1025, 1 << 20])
@@ -82,6 +83,7 @@ def test_every_tail_and_alignment(cuda, size, start, rounding):
     assert_same_bits(target.cpu().numpy(), expected.numpy(), f"{size} elements from {start}")
 
 
+@pytest.mark.sanitized
 def test_in_place(cuda):
     x = torch.randn(1000, generator=torch.Generator().manual_seed(1))
     expected, on_device = fp8sim.cast(x, E4M3), x.cuda()

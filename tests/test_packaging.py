@@ -1,8 +1,10 @@
 """What is installed: the package, its kernels inside it, its data files, and nothing under another name."""
 
+import importlib.util
 import os
 import platform
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -11,6 +13,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import setuptools
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -95,6 +98,20 @@ def test_missing_nvcc_is_an_error_only_if_cuda_is_required(tmp_path):
     assert "nvcc is not on PATH" in required.stderr
     for choice in ("auto", "0"):
         assert setup_py(tmp_path, "--version", FP8SIM_CUDA=choice, **bare).stdout.strip() == "0.1.0"
+
+
+def test_headers_of_pybind11_may_be_those_that_torch_carries(monkeypatch):
+    """A machine that only lends a GPU has torch, and nothing can be installed there."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(setuptools, "setup", lambda **_: None)
+    include = runpy.run_path("setup.py")["pybind11_include"]
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pybind11" else find_spec(name))
+    assert Path(include()).parent.name == "torch"
+    assert Path(include(), "pybind11", "pybind11.h").exists()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match="pip install pybind11"):
+        include()
 
 
 def test_every_requirement_is_pinned():
