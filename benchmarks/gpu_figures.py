@@ -37,9 +37,9 @@ HEADLINES = (
     ),
     Headline("1x128 blocks", "casts", "quantize fp8_1x128, triton, bfloat16", CAST_REORDERED),
     Headline("MXFP8", "casts", "quantize mxfp8, triton, bfloat16", CAST_REORDERED),
-    Headline("FP8 matmul, 4096^3", "matmul", "4096x4096x4096 e4m3fn x e4m3fn", FP8_PRODUCT),
-    Headline("FP8 matmul, 8192^3", "matmul", "8192x8192x8192 e4m3fn x e4m3fn", FP8_PRODUCT),
-    Headline("FP8 matmul, 4096x14336x4096", "matmul", "4096x14336x4096 e4m3fn x e4m3fn", FP8_PRODUCT),
+    Headline("FP8 matmul, 4096^3", "matmul", "4096x4096x4096, e4m3fn x e4m3fn, triton", FP8_PRODUCT),
+    Headline("FP8 matmul, 8192^3", "matmul", "8192x8192x8192, e4m3fn x e4m3fn, triton", FP8_PRODUCT),
+    Headline("FP8 matmul, 4096x14336x4096", "matmul", "4096x14336x4096, e4m3fn x e4m3fn, triton", FP8_PRODUCT),
     *(
         Headline(
             f"FP8 linear, forward + backward, {inputs} to {outputs}",

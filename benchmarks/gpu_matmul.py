@@ -7,6 +7,8 @@ predicts from the plan that the launch states. Operands are random numbers.
 from __future__ import annotations
 
 import functools
+import importlib
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,10 +17,11 @@ import torch
 
 import fp8sim
 from benchmarks import gpu_peers
-from benchmarks.gpu_bars import BF16_PRODUCT, FP8_PRODUCT, Bar
-from benchmarks.gpu_rows import Case, Work
+from benchmarks.gpu_bars import BF16_PRODUCT, CUDA_PRODUCT, FP8_PRODUCT, Bar
+from benchmarks.gpu_rows import Absent, Case, Work
 from benchmarks.gpu_timing import Call, Device
-from fp8sim.triton_kernels import matmul as kernels
+from fp8sim import backends
+from fp8sim.mma.plans import GemmPlan
 
 E4M3, E5M2, BF16 = torch.float8_e4m3fn, torch.float8_e5m2, torch.bfloat16
 
@@ -34,36 +37,55 @@ class Product:
     """a [M, K] @ b [N, K]^T with a result in bfloat16.
 
     Attributes:
+        backend: whose kernel multiplies.
         size: M, N, K.
         dtypes: of a and b.
-        bar: what is expected.
-        options: of `kernels.matmul`.
+        options: of the kernel.
     """
 
+    backend: str
     size: tuple[int, int, int]
     dtypes: tuple[torch.dtype, torch.dtype]
-    bar: Bar
     options: dict[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
         types = " x ".join(str(dtype).removeprefix("torch.").removeprefix("float8_") for dtype in self.dtypes)
-        return " ".join(["x".join(map(str, self.size)), types, *(f"{k}={v}" for k, v in self.options.items())])
+        options = [f"{name}={value}" for name, value in self.options.items()]
+        return ", ".join(["x".join(map(str, self.size)), types, *options, self.backend])
 
     @property
     def is_fp8(self) -> bool:
         return self.dtypes[0].itemsize == 1
 
+    @property
+    def bar(self) -> Bar:
+        if not self.is_fp8:
+            return BF16_PRODUCT
+        return CUDA_PRODUCT if self.backend == "cuda" else FP8_PRODUCT
+
+    @property
+    def kernels(self) -> Any:
+        """The module of the backend's kernel: `matmul`, and `plan_of`, which states in what order it adds."""
+        package, _, _ = backends.row("matmul", self.backend).implementation.partition(":")[0].rpartition(".")
+        return importlib.import_module(f"{package}.matmul")
+
     def run(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        return kernels.matmul(a, b, out_dtype=BF16, split_k=1, **self.options)
+        result: torch.Tensor = self.kernels.matmul(a, b, out_dtype=BF16, **self.options)
+        return result
+
+    def plan(self, device: Device) -> GemmPlan:
+        plan: GemmPlan = self.kernels.plan_of(self.dtypes[0], device.capability, **self.options)
+        return plan
 
 
 def products(device: Device) -> Iterator[Product]:
-    for size in device.size(SIZES, TINY):
-        yield Product(size, (E4M3, E4M3), FP8_PRODUCT)
-        yield Product(size, (E5M2, E4M3), FP8_PRODUCT)
-        yield Product(size, (E4M3, E4M3), FP8_PRODUCT, {"fast_accumulation": False})
-        yield Product(size, (BF16, BF16), BF16_PRODUCT)
+    names = [row.name for row in backends.rows("matmul") if row.name != "simulate"]
+    for backend, size in itertools.product(names, device.size(SIZES, TINY)):
+        yield Product(backend, size, (E4M3, E4M3))
+        yield Product(backend, size, (E5M2, E4M3))
+        yield Product(backend, size, (E4M3, E4M3), {"fast_accumulation": False})
+        yield Product(backend, size, (BF16, BF16))
 
 
 def operands(product: Product, device: Device, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -72,11 +94,11 @@ def operands(product: Product, device: Device, seed: int) -> tuple[torch.Tensor,
     return device.numbers((m, k), a, seed), device.numbers((n, k), b, -1 - seed)
 
 
-def wrong(product: Product, a: torch.Tensor, b: torch.Tensor) -> str:
+def wrong(product: Product, device: Device, a: torch.Tensor, b: torch.Tensor) -> str:
     """How many elements are not what the plan predicts; empty if all are."""
     rows, columns = (torch.linspace(0, len(x) - 1, min(CHECKED, len(x))).long() for x in (a, b))
     actual = product.run(a, b).cpu()[rows][:, columns]
-    plan = kernels.plan_of(a.dtype, kernels.capability_of(a), **product.options)
+    plan = product.plan(device)
     expected = fp8sim.matmul(_rows(a, rows), _rows(b, columns).T, plan=plan, output="bfloat16")
     differing = int((actual.view(torch.int16) != expected.view(torch.int16)).sum())
     return f"{differing} of {actual.numel()} are not what {plan} predicts" if differing else ""
@@ -89,6 +111,8 @@ def _rows(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
 
 
 def work(product: Product, device: Device) -> Work:
+    if missing := backends.row("matmul", product.backend).missing():
+        raise Absent(missing)
     m, n, k = product.size
     width = product.dtypes[0].itemsize
     read = (m + n) * k * width
@@ -108,7 +132,7 @@ def work(product: Product, device: Device) -> Work:
     peers: dict[str, Call] = {"torch._scaled_mm": scaled_mm} if product.is_fp8 else {"torch.matmul": torch_matmul}
     return Work(
         run=run,
-        wrong=lambda: wrong(product, *inputs[0]),
+        wrong=lambda: wrong(product, device, *inputs[0]),
         bytes=read + 2 * m * n,
         flops=2 * m * n * k,
         operands="FP8" if product.is_fp8 else "BF16",

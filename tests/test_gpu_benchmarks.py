@@ -241,7 +241,7 @@ def test_every_case_of_the_casts_is_right_and_one_wrong_bit_is_noticed() -> None
 def test_a_product_is_compared_with_its_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     product = next(gpu_matmul.products(STAND_IN))
     a, b = gpu_matmul.operands(product, STAND_IN, 0)
-    assert gpu_matmul.wrong(product, a, b) == ""
+    assert gpu_matmul.wrong(product, STAND_IN, a, b) == ""
     right = gpu_matmul.Product.run
 
     def spoiled(self: gpu_matmul.Product, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -250,7 +250,7 @@ def test_a_product_is_compared_with_its_plan(monkeypatch: pytest.MonkeyPatch) ->
         return result
 
     monkeypatch.setattr(gpu_matmul.Product, "run", spoiled)
-    assert gpu_matmul.wrong(product, a, b).startswith("1 of 4096 are not what sm90.wgmma")
+    assert gpu_matmul.wrong(product, STAND_IN, a, b).startswith("1 of 4096 are not what sm90.wgmma")
 
 
 @interpreted
@@ -272,8 +272,8 @@ def test_a_linear_layer_is_compared_with_the_simulator(monkeypatch: pytest.Monke
     [
         ("casts", "encode e4m3, triton, bfloat16", {"torch"}),
         ("casts", "quantize fp8_tensor_te, triton_hardware, float32", set()),
-        ("matmul", "64x64x64 e4m3fn x e4m3fn", {"torch._scaled_mm"}),
-        ("matmul", "64x64x64 bfloat16", {"torch.matmul"}),
+        ("matmul", "64x64x64, e4m3fn x e4m3fn, triton", {"torch._scaled_mm"}),
+        ("matmul", "64x64x64, bfloat16 x bfloat16, triton", {"torch.matmul"}),
         ("linear", "128 to 128", {"BF16 nn.Linear"}),
     ],
 )

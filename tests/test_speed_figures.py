@@ -53,7 +53,7 @@ def file(suite: str, *rows: Row) -> dict[str, Any]:
 SUITE_FILES = {
     "casts": file("casts", row(HEADLINES[0].row, ratio=None, tflops=None)),
     "matmul": file(
-        "matmul", row("8192x8192x8192 e4m3fn x e4m3fn"), {"name": "it", "wrong": "bits", "verdict": "WRONG"}
+        "matmul", row("8192x8192x8192, e4m3fn x e4m3fn, triton"), {"name": "it", "wrong": "bits", "verdict": "WRONG"}
     ),
 }
 
@@ -114,7 +114,7 @@ def test_a_table_has_every_row_and_what_it_belongs_to() -> None:
 def test_a_plot_names_every_row_and_is_the_same_twice() -> None:
     text = gpu_figures.plot(SUITE_FILES)
     assert HEADLINES[0].row in text
-    assert "8192x8192x8192 e4m3fn x e4m3fn" in text
+    assert "8192x8192x8192, e4m3fn x e4m3fn, triton" in text
     assert text == gpu_figures.plot(SUITE_FILES)
 
 
