@@ -11,7 +11,7 @@ export OMP_WAIT_POLICY ?= passive
 DEPENDENCIES := $(VENV)/.dependencies-installed
 INSTALLED    := $(VENV)/.fp8sim-installed
 
-GPU_TARGETS := gpu gpu-test gpu-bench
+GPU_TARGETS := gpu gpu-test gpu-probe gpu-bench
 
 .PHONY: help validate test test-full bench tables figures $(GPU_TARGETS) lint format install clean sanitize fuzz mutants
 help:
@@ -20,7 +20,7 @@ help:
 	@echo "make sanitize   tests and fuzzing under AddressSanitizer and UBSan;  make fuzz ARGS=\"--seconds 600\""
 	@echo "make mutants    the share of planted faults that the tests notice"
 	@echo "make bench      benchmarks;  make tables   measures docs/model-scales.md anew, within the hour"
-	@echo "make gpu        on a GPU: tests and benchmarks;  make gpu-test, gpu-bench  each by itself"
+	@echo "make gpu        on a GPU: tests, probes, benchmarks;  make gpu-test, gpu-probe, gpu-bench  each by itself"
 	@echo "make figures    writes the tables of speed anew;  ARGS=\"--add out/gpu\" takes in what a GPU measured"
 	@echo "make lint, format, install, clean"
 

@@ -1,4 +1,4 @@
-"""Everything that only a GPU can show: python -m benchmarks.gpu [build] [test] [bench], or `make gpu`.
+"""Everything that only a GPU can show: python -m benchmarks.gpu [build] [test] [probe] [bench], or `make gpu`.
 
 Pieces fall into parts, each of which fits in ten minutes, runs by itself and leaves `OUT/done/<part>.json` and
 `OUT/logs/<part>.log`. A part that was done with the same sources is not run again; one that fails does not keep the
@@ -98,9 +98,9 @@ class Session:
             path.parent.mkdir(parents=True, exist_ok=True)
         command, start = part.command(self.out, self.stand_in), time.monotonic()
         left = min(self.part_seconds, self.until - start)
-        if shutil.which(command[0]) is None:
+        if missing := part.missing(self.stand_in):
             verdict, code = ABSENT, None
-            log.write_text(f"{command[0]} is not installed here\n")
+            log.write_text(f"{missing}\n")
         else:
             with log.open("w") as file:
                 code = _returned(command, file, environment() | part.variables, left)
@@ -205,7 +205,7 @@ def pack(out: Path) -> Path:
     """All results in one file, to be sent in."""
     packed = out / "fp8sim-gpu.tar.gz"
     with tarfile.open(packed, "w:gz") as archive:
-        for folder in ("done", "logs", "results", "golden"):
+        for folder in ("done", "logs", "results", "golden", "random"):
             if (out / folder).exists():
                 archive.add(out / folder, folder)
     return packed
@@ -225,7 +225,7 @@ def chosen_parts(pieces: list[str], names: list[str]) -> list[Part]:
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("pieces", nargs="*", metavar="PIECE", help="build, test or bench; all without one")
+    parser.add_argument("pieces", nargs="*", metavar="PIECE", help="build, test, probe or bench; all without one")
     parser.add_argument("--check", action="store_true", help="only: can this interpreter run the parts as it is?")
     parser.add_argument("--list", action="store_true", help="only: the names of the parts")
     parser.add_argument("--part", nargs="+", default=[], metavar="NAME", help="only these parts, after the build")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ BUILD = ROOT / "build" / f"gpu-{sys.implementation.cache_tag}"
 SUITES = ("casts", "matmul", "linear")
 """Of benchmarks: each is `benchmarks/gpu_<suite>.py`, whose `cases(device)` are its rows."""
 
-PIECES = ("build", "test", "bench")
+PIECES = ("build", "test", "probe", "bench")
 
 MARKED = re.compile(r"mark\.gpu|interpreter\.is_enabled|triton_tensors")
 """In the source of a test that runs on the GPU where there is one."""
@@ -36,6 +37,7 @@ class Part:
         arguments: of the interpreter; {out} is the folder of the results.
         rehearsal: those on the stand-in.
         tool: a program, with arguments, that runs the interpreter on a GPU; without it the part is absent.
+        needs_cuda: whether the part is absent on a GPU if fp8sim was built without nvcc.
         variables: of the environment, on a GPU.
         always: whether the part is run although it is done; it knows itself what is left to do.
     """
@@ -45,12 +47,22 @@ class Part:
     arguments: tuple[str, ...]
     rehearsal: tuple[str, ...]
     tool: tuple[str, ...] = ()
+    needs_cuda: bool = False
     variables: dict[str, str] = field(default_factory=dict)
     always: bool = False
 
     def command(self, out: Path, stand_in: bool) -> list[str]:
         tool, arguments = ((), self.rehearsal) if stand_in else (self.tool, self.arguments)
         return [*tool, sys.executable, *(argument.replace("{out}", str(out)) for argument in arguments)]
+
+    def missing(self, stand_in: bool) -> str:
+        """Why the part is absent here; empty if it is not."""
+        program = self.command(Path(), stand_in)[0]
+        if shutil.which(program) is None:
+            return f"{program} is not installed here"
+        if self.needs_cuda and not stand_in and not list((BUILD / "lib" / "fp8sim").glob("_cuda*.so")):
+            return "fp8sim was built without nvcc, so there is no fp8sim._cuda"
+        return ""
 
     def accepted(self, stand_in: bool) -> tuple[int, ...]:
         """Exit statuses of a part that is done."""
@@ -62,6 +74,7 @@ def parts() -> Iterator[Part]:
     yield _build()
     yield from (_tests(path) for path in tests_of_the_gpu())
     yield from (_sanitized(tool) for tool in ("memcheck", "racecheck"))
+    yield from _probes()
     yield from (_suite(suite) for suite in SUITES)
 
 
@@ -111,6 +124,20 @@ def _sanitized(tool: str) -> Part:
         tool=("compute-sanitizer", "--tool", tool, "--error-exitcode", "9", "--target-processes", "all"),
         variables={"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
     )
+
+
+RANDOM_OUTPUTS = 10_000_000
+"""Of each instruction, of random bits."""
+
+
+def _probes() -> Iterator[Part]:
+    """What each instruction and torch's GEMM compute, with golden vectors; then random bits beside the simulator."""
+    probe = ("-m", "fp8sim.cli", "probe")
+    golden = (*probe, "--out", "{out}/results", "--golden", "{out}/golden")
+    random = (*probe, "--out", "{out}/random", "--gemm-k", "", "--random")
+    rehearsal = ("--stand-in", "sm90", "--instruction", "sm90.wgmma.e4m3")
+    yield Part("probe", "probe-golden", golden, (*golden, *rehearsal, "--gemm-k", "128"), needs_cuda=True)
+    yield Part("probe", "probe-random", (*random, str(RANDOM_OUTPUTS)), (*random, "1000", *rehearsal), needs_cuda=True)
 
 
 def _suite(suite: str) -> Part:
