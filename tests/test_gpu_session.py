@@ -167,7 +167,8 @@ def test_the_stand_in_rehearses_the_same_files_and_suites() -> None:
         real, rehearsed = (one.command(Path("OUT"), stand_in) for stand_in in (False, True))
         assert [word for word in real if word.startswith("tests/")] == [w for w in rehearsed if w.startswith("tests/")]
         assert all((ROOT / word).exists() for word in rehearsed if word.startswith("tests/"))
-        assert [word for word in real if word.startswith("OUT")] == [w for w in rehearsed if w.startswith("OUT")]
+        assert {word for word in rehearsed if word.startswith("OUT")} <= set(real)
+        assert any(word.startswith("OUT") for word in rehearsed) == (one.piece in ("probe", "bench"))
         assert ("--stand-in" in rehearsed) == (one.piece in ("probe", "bench"))
         assert "--stand-in" not in real
 
