@@ -21,8 +21,8 @@ class Backend:
     """One implementation of one operation.
 
     Attributes:
-        op: "cast", "encode", "decode", "encode_scaled", "quantize", "matmul" (codes, with an order of additions) or
-            "gemm" (by recipe).
+        op: "cast", "encode", "decode", "encode_scaled", "quantize", "matmul" (codes, with an order of additions),
+            "gemm" (by recipe) or "gemm_backward" (the two of a backward pass).
         name: "simulate", "triton", "triton_hardware" or "cuda".
         target: what the code runs on, in words.
         devices: torch device types it takes.
@@ -60,8 +60,9 @@ def _nothing() -> None:
 
 
 def _triton_missing() -> str | None:
-    if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed (pip install 'triton>=3.6')"
+    reason: str | None = importlib.import_module("fp8sim.triton_kernels.requirements").triton_missing()
+    if reason is not None:
+        return reason
     if _cuda_device_missing() is None:
         return None
     interpreter = importlib.import_module("fp8sim.triton_kernels.interpreter")
@@ -91,6 +92,7 @@ _MISSING: dict[str, Callable[[], str | None]] = {
 
 _INTEGER = "integer arithmetic"
 _CASTS = ("cast", "encode", "decode")
+_GEMMS = ("gemm", "gemm_backward")
 _SIMULATED = ("C++", ("cpu",), _INTEGER)
 _TRITON = ("Triton 3.6, sm_80 and later; the interpreter on a CPU", ("cuda", "cpu"), _INTEGER)
 _CVT = ("Triton 3.6, cvt.rn.satfinite of sm_90 and later", ("cuda", "cpu"), "hardware conversion")
@@ -101,7 +103,7 @@ BACKENDS: tuple[Backend, ...] = (
     Backend("encode_scaled", "simulate", *_SIMULATED, "bitwise", "fp8sim.simulate.encode_scaled:encode_scaled"),
     Backend("quantize", "simulate", *_SIMULATED, "bitwise", "fp8sim.quantizers:quantize"),
     Backend("matmul", "simulate", *_SIMULATED, "bitwise", "fp8sim.simulate.tensor_core:matmul"),
-    Backend("gemm", "simulate", *_SIMULATED, "exact-sum", "fp8sim.simulate.matmul:gemm"),
+    *(Backend(op, "simulate", *_SIMULATED, "exact-sum", f"fp8sim.simulate.matmul:{op}") for op in _GEMMS),
     *(Backend(op, "triton", *_TRITON, "bitwise", f"fp8sim.triton_kernels.cast:{op}") for op in _CASTS),
     Backend("encode_scaled", "triton", *_TRITON, "bitwise", "fp8sim.triton_kernels.encode_scaled:encode_scaled"),
     Backend("quantize", "triton", *_TRITON, "bitwise", "fp8sim.triton_kernels.quantize:quantize"),
@@ -110,7 +112,7 @@ BACKENDS: tuple[Backend, ...] = (
         for op in ("encode", "encode_scaled", "quantize")
     ),
     Backend("matmul", "triton", *_TRITON, "bitwise", "fp8sim.triton_kernels.tensor_core:matmul"),
-    Backend("gemm", "triton", *_TRITON, "exact-sum", "fp8sim.triton_kernels.gemm:gemm"),
+    *(Backend(op, "triton", *_TRITON, "exact-sum", f"fp8sim.triton_kernels.gemm:{op}") for op in _GEMMS),
     *(Backend(op, "cuda", *_CUDA, "bitwise", f"fp8sim.cuda.cast:{op}") for op in _CASTS),
     Backend("encode_scaled", "cuda", *_CUDA, "bitwise", "fp8sim.cuda.encode_scaled:encode_scaled"),
     Backend("matmul", "cuda", *_CUDA, "bitwise", "fp8sim.cuda.tensor_core:matmul"),

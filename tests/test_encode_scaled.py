@@ -209,8 +209,7 @@ def test_an_older_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(hardware, "require_device", lambda argument, x: None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 9))
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA L4")
-    with pytest.raises(RuntimeError, match=r"needs compute capability 9.0 or later .* NVIDIA L4; use the backend"):
+    with pytest.raises(RuntimeError, match=r"needs compute capability 9.0 or later .* has 8.9: use the backend"):
         hardware._require_capability(Tensor())  # type: ignore[arg-type]
 
 

@@ -273,7 +273,7 @@ def test_error_says_what_was_expected(case):
 
 def test_a_gpu_before_ampere_is_refused(monkeypatch):
     monkeypatch.setattr(kernels, "capability_of", lambda x: (7, 5))
-    with pytest.raises(RuntimeError, match=r"need compute capability 8.0 or later .* has 7.5: simulate"):
+    with pytest.raises(RuntimeError, match=r"needs compute capability 8.0 or later .* has 7.5: simulate"):
         matmul(A, A)
 
 

@@ -25,7 +25,7 @@ import triton
 import triton.language as tl
 
 from fp8sim import quantizers
-from fp8sim.triton_kernels import cast, encode_scaled, hardware, launching, matmul, quantize
+from fp8sim.triton_kernels import cast, encode_scaled, hardware, launching, matmul, matmul_configs, quantize
 
 CASES: dict[str, tuple[int, Callable[[], object]]] = {}
 """What to compile: name -> (compute capability, a call of a launcher)."""
@@ -121,8 +121,10 @@ def define_matmuls(capability: int, a: torch.dtype, b: torch.dtype) -> None:
     options: dict[str, dict[str, Any]] = {"": {}, **(fp8 if a.itemsize == 1 else {})}
     for what, chosen in options.items():
         cases[what or ""] = cases.get(what) or partial(large, **chosen)
-        kind = {"many_registers": what in (", promoted", ", to e4m3"), "blocks": what == ", blocks"}
-        for config in matmul.configs(a.itemsize, divmod(capability, 10), **kind):
+        kind = matmul_configs.Kind(
+            a.itemsize, divmod(capability, 10), what == ", promoted", what == ", to e4m3", what == ", blocks"
+        )
+        for config in matmul_configs.configs(kind):
             tile = f"{config.block_m}x{config.block_n}x{config.block_k}"
             cases[f"{what}, {tile}"] = partial(large, config=config, **chosen)
     CASES.update({f"{name}{case}": (capability, call) for case, call in cases.items()})

@@ -8,6 +8,7 @@ an element and the factor, which is one float32 (fused: binary64) multiplication
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from fp8sim import formats
 from fp8sim.casting import code_dtype
 from fp8sim.formats import Format
 from fp8sim.rounding import Conversion, Overflow, Rounding, resolve_names
-from fp8sim.triton_kernels import interpreter
+from fp8sim.triton_kernels import interpreter, tuning
 from fp8sim.triton_kernels.elements import (
     code_of,
     float32_pattern,
@@ -45,6 +46,24 @@ TILE = 64
 """Rows and columns of a program's tile with one: 64 codes are two whole sectors of memory, in either layout."""
 
 _INTERPRETED_TILE = 256
+WARPS = 4
+
+
+@dataclass(frozen=True)
+class Config:
+    """How a launch is cut up: elements per program, or with a transposed copy rows and columns of a tile; warps."""
+
+    block: int
+    num_warps: int = WARPS
+
+
+def offered(transpose: bool) -> list[Config]:
+    """All configurations worth a measurement, the default first. They give the same bits."""
+    if transpose:
+        return [Config(TILE), Config(TILE, 8), Config(128, 8)]
+    return [Config(FLAT), Config(2048), Config(8192), Config(8192, 8), Config(16384, 8)]
+
+
 FLOAT32_CONVERSION = resolve_names("float32", Rounding.TIES_TO_EVEN, Overflow.INFINITY)
 
 
@@ -265,14 +284,17 @@ def launch(
             "AMAX": outputs.amax,
             "RANDOM_BITS": random.bits,
             "HARDWARE": hardware,
-            "num_warps": 4,
             "enable_fp_fusion": False,  # a product is rounded before anything is added to it
         }
+        options = {name: constants[name] for name in ("SCALED", "FUSED", "AMAX", "RANDOM_BITS")}
+        options |= {"x": x.dtype, "format": fmt, "hardware": hardware is not None, "transpose": outputs.transpose}
         with torch.cuda.device_of(x):
             if transposed is None:
-                _launch_flat(x, codes, cell, factor, random, block, constants)
+                run = partial(_launch_flat, x, codes, cell, factor, random, constants)
             else:
-                _launch_transposing(x, codes, transposed, cell, factor, random, block, constants)
+                run = partial(_launch_transposing, x, codes, transposed, cell, factor, random, constants)
+            choices = _choices(block, x.numel() + random.skipped, outputs.transpose)
+            run(tuning.pick("encode_scaled", x.device, options, (x.numel(),), choices, run))
     return codes, transposed, None if cell is None else cell.view(torch.float32)
 
 
@@ -282,13 +304,12 @@ def _launch_flat(
     cell: torch.Tensor | None,
     factor: Any,
     random: RandomIntegers,
-    block: int | None,
     constants: dict[str, Any],
+    config: Config,
 ) -> None:
-    elements = x.numel() + random.skipped
-    block = _flat_block(block, elements)
-    grid = (triton.cdiv(elements, block),)
-    _flat_kernel[grid](raw_bits(x), codes, cell, factor, x.numel(), *random[:4], **constants, BLOCK=block)
+    grid = (triton.cdiv(x.numel() + random.skipped, config.block),)
+    arguments = (raw_bits(x), codes, cell, factor, x.numel(), *random[:4])
+    _flat_kernel[grid](*arguments, **constants, BLOCK=config.block, num_warps=config.num_warps)
 
 
 def _launch_transposing(
@@ -298,14 +319,14 @@ def _launch_transposing(
     cell: torch.Tensor | None,
     factor: Any,
     random: RandomIntegers,
-    block: int | None,
     constants: dict[str, Any],
+    config: Config,
 ) -> None:
     rows, columns = x.shape[-2:]
-    tile = _tile(block)
+    tile = config.block
     grid = (x.numel() // (rows * columns) * triton.cdiv(rows, tile) * triton.cdiv(columns, tile),)
     arguments = (raw_bits(x), codes, transposed, cell, factor, rows, columns, *random[:4])
-    _transposing_kernel[grid](*arguments, **constants, TILE=tile)
+    _transposing_kernel[grid](*arguments, **constants, TILE=tile, num_warps=config.num_warps)
 
 
 def _factor(scale: Any, x: torch.Tensor) -> tuple[Any, str | None]:
@@ -326,15 +347,17 @@ def _factor(scale: Any, x: torch.Tensor) -> tuple[Any, str | None]:
     return scale.detach().resolve_neg().view(torch.int32), "tensor"
 
 
-def _flat_block(block: int | None, elements: int) -> int:
+def _choices(block: int | None, elements: int, transpose: bool) -> list[Config]:
+    """The configuration that the caller's block means, or all that are offered; the interpreter's default is large."""
     if block is None and not interpreter.is_enabled():
-        return FLAT
-    return elements_per_program(block, elements)
+        return offered(transpose)
+    asked = Config(_tile(block) if transpose else elements_per_program(block, elements))
+    return [asked] if block is not None else [asked, *offered(transpose)]
 
 
 def _tile(block: int | None) -> int:
     if block is None:
-        return _INTERPRETED_TILE if interpreter.is_enabled() else TILE
+        return _INTERPRETED_TILE
     if block not in (16, 32, 64, 128, 256):
         raise ValueError(f"block={block}: expected a power of two from 16 to 256 for a transposed copy")
     return block

@@ -24,6 +24,7 @@ from fp8sim.triton_kernels import encode_scaled as integer
 from fp8sim.triton_kernels import quantize as blocks
 from fp8sim.triton_kernels.encode_scaled import Outputs
 from fp8sim.triton_kernels.launching import RandomIntegers, require_device
+from fp8sim.triton_kernels.requirements import require
 
 TYPES = {FORMATS["float8_e4m3fn"]: tl.float8e4nv, FORMATS["float8_e5m2"]: tl.float8e5}
 """The formats, and Triton's names of them."""
@@ -109,8 +110,5 @@ def _require_float32(x: torch.Tensor) -> None:
 
 def _require_capability(x: torch.Tensor) -> None:
     require_device("x", x)
-    if x.is_cuda and torch.cuda.get_device_capability(x.device) < (9, 0):
-        name = torch.cuda.get_device_name(x.device)
-        raise RuntimeError(
-            f"hardware conversion needs compute capability 9.0 or later (Hopper), and {x.device} is {name}; {_INSTEAD}"
-        )
+    if x.is_cuda:
+        require("hardware conversion", torch.cuda.get_device_capability(x.device), x.device)

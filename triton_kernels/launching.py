@@ -11,16 +11,20 @@ from fp8sim.formats import FORMATS
 from fp8sim.random_bits import random_keywords, signed64
 from fp8sim.rounding import Conversion, Overflow, Rounding, resolve
 from fp8sim.triton_kernels import interpreter
+from fp8sim.triton_kernels.requirements import require
 
 
 def require_device(argument: str, x: torch.Tensor) -> None:
-    """RuntimeError unless kernels of this process can run on x's device."""
+    """RuntimeError unless kernels of this process can run on x's device, and its GPU has what all of them need."""
     if triton.knobs.runtime.interpret and not interpreter.is_enabled():
         raise RuntimeError(
             "TRITON_INTERPRET is set, and Triton's own interpreter converts wrongly: unset it, or call "
             "fp8sim.triton_kernels.interpreter.enable(), which corrects it"
         )
-    if x.is_cuda or (x.device.type == "cpu" and interpreter.is_enabled()):
+    if x.is_cuda:
+        require("Triton kernels", torch.cuda.get_device_capability(x.device), x.device)
+        return
+    if x.device.type == "cpu" and interpreter.is_enabled():
         return
     raise RuntimeError(
         f"{argument} is on {x.device}: Triton kernels run on CUDA tensors, and on CPU tensors only in the interpreter; "

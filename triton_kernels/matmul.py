@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -22,8 +22,17 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from fp8sim.formats import FORMATS
 from fp8sim.mma.plans import GemmPlan, Place, Product
 from fp8sim.rounding import Conversion, Overflow, Rounding, resolve
-from fp8sim.triton_kernels import interpreter
+from fp8sim.triton_kernels import interpreter, tuning
 from fp8sim.triton_kernels.launching import require_device
+from fp8sim.triton_kernels.matmul_configs import (
+    PROMOTION,
+    Config,
+    Kind,
+    choose,
+    configs,
+    offered,
+    require_config,
+)
 from fp8sim.triton_kernels.matmul_kernel import (
     BLOCK_FACTORS,
     EPILOGUE_FACTORS,
@@ -31,56 +40,10 @@ from fp8sim.triton_kernels.matmul_kernel import (
     matmul_kernel,
     merge_kernel,
 )
-
-PROMOTION = 128
-"""Products between two additions to float32 without fast accumulation, and the length of a block of factors."""
-
-Capability = tuple[int, int]
-HOPPER = (9, 0)
-
-
-@dataclass(frozen=True)
-class Config:
-    """How a launch is cut up: a tile of c and a step of K per turn, warps, and tiles loaded ahead.
-
-    `descriptors`: load and store through tensor descriptors, which need compute capability 9.0. `halves`: finish the
-    left and the right half of a tile one after the other, which takes less memory on the chip and fewer registers.
-    """
-
-    block_m: int
-    block_n: int
-    block_k: int
-    group_m: int = 8
-    num_warps: int = 8
-    num_stages: int = 3
-    descriptors: bool = False
-    halves: bool = False
-
+from fp8sim.triton_kernels.requirements import HOPPER, Capability, require
 
 _INTERPRETED = Config(256, 256, 256)
 """Few, large programs: the interpreter takes milliseconds for each whatever its size."""
-
-
-def configs(element_size: int, capability: Capability, *, many_registers: bool, blocks: bool) -> list[Config]:
-    """The configurations worth a try, the one for most shapes first: free of spills, and their tiles fit on the chip.
-
-    Args:
-        element_size: bytes of an operand's element in memory.
-        capability: of the device.
-        many_registers: whether a kernel needs them beside its sums: to promote these, or to round them to FP8.
-        blocks: whether factors belong to blocks of `PROMOTION` products.
-    """
-    if capability < HOPPER:
-        small = Config(64, 64, PROMOTION if blocks else 64, num_warps=4)
-        return [small] if blocks else [Config(128, 128, 64), Config(128, 64, 64, num_warps=4), small]
-    block_k = PROMOTION if element_size == 1 or blocks else 64
-    wide = [Config(m, n, block_k, descriptors=True, halves=True) for m, n in ((128, 256), (256, 128))]
-    narrow = [
-        Config(m, n, block_k, num_warps=warps, num_stages=4, descriptors=True)
-        for m, n, warps in ((128, 128, 8), (128, 64, 4), (64, 64, 4))
-    ]
-    return narrow if many_registers or blocks else [*wide, *narrow]
-
 
 _FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 _FLOAT16 = (torch.float16, torch.bfloat16)
@@ -134,14 +97,15 @@ def matmul(
             rounding; NaN above all.
         split_k: parts of K that are added one after the other at the end; None: as many as fill the device where the
             result has too few tiles for it, 1 with factors of blocks.
-        config: tile sizes, warps and stages; by default that of `configs` for the size of the result.
+        config: tile sizes, warps and stages; None: that of `tuning.use`, by default one of `configs` for the size of
+            the result. None changes no bit, whatever was measured.
 
     Returns:
         [..., M, N], contiguous; zeros if K = 0. NaN and infinities propagate as in IEEE 754 sums of products.
 
     Raises:
         TypeError: a dtype that has no kernel.
-        ValueError: shapes, factors or devices that do not fit.
+        ValueError: shapes, factors, devices or a configuration that do not fit.
         RuntimeError: no kernel runs on the device: it needs compute capability 8.0 (Ampere) or later.
     """
     _require_operands(a, b, out_dtype)
@@ -159,9 +123,10 @@ def matmul(
         return out.zero_()
     blocks = any(factor.is_blocks for factor in factors)
     imprecise = PROMOTION if not fast_accumulation and not blocks and _is_hopper_fp8(a, capability) else 0
-    if config is None:
-        config = _config(a, out, capability, many_registers=imprecise > 0 or to is not None, blocks=blocks)
-    parts = _parts(split_k, out, k, config, blocks)
+    kind = Kind(a.element_size(), capability, imprecise > 0, to is not None, blocks, out.element_size())
+    chosen = _default(kind, a, out) if config is None else config
+    require_config(chosen, kind, a.device)
+    parts = _parts(split_k, out, k, chosen, blocks)
     (left, left_rows), (right, right_rows) = _matrices(a, batch), _matrices(b, batch)
     launch = _Launch(
         a=(left, left_rows),
@@ -169,19 +134,17 @@ def matmul(
         out=out.view(math.prod(batch) * m, n),
         sizes=(m, n, left.shape[1], math.prod(batch)),
         factors=factors,
-        kind=BLOCK_FACTORS
-        if blocks
-        else EPILOGUE_FACTORS
-        if any(f.pointer is not None for f in factors)
-        else NO_FACTORS,
+        kind=_kind(factors),
         imprecise=imprecise,
         to=to,
         scale=float(scale),
         amax=None if amax is None else amax.view(torch.int32),
         widens=a.dtype in _FLOAT8 and capability < (8, 9),
         parts=parts,
-        config=config,
+        config=chosen,
     )
+    if config is None:
+        launch = _tuned(launch, replace(kind, out_size=4 if parts > 1 else kind.out_size))
     with torch.cuda.device_of(a):
         launch.run()
     return out
@@ -310,15 +273,14 @@ def _is_hopper_fp8(a: torch.Tensor, capability: Capability) -> bool:
     return a.dtype in _FLOAT8 and capability == HOPPER
 
 
-def _config(
-    a: torch.Tensor, out: torch.Tensor, capability: Capability, *, many_registers: bool, blocks: bool
-) -> Config:
+def _default(kind: Kind, a: torch.Tensor, out: torch.Tensor) -> Config:
     """The first configuration whose tiles keep every processor busy, or the one with the smallest tiles."""
     if interpreter.is_enabled():
-        return Config(256, 256, PROMOTION) if blocks or many_registers else _INTERPRETED
-    choices = configs(a.element_size(), capability, many_registers=many_registers, blocks=blocks)
-    busy = [config for config in choices if _tiles(out, config) >= _processors(a)]
-    return busy[0] if busy else choices[-1]
+        return (
+            replace(_INTERPRETED, block_k=PROMOTION) if kind.blocks or kind.promoted or kind.rounded else _INTERPRETED
+        )
+    choices = configs(kind)
+    return choose(choices, [_tiles(out, config) for config in choices], _processors(a))
 
 
 def _tiles(out: torch.Tensor, config: Config) -> int:
@@ -394,6 +356,31 @@ def is_of_blocks(factor: Factors, x: torch.Tensor) -> bool:
     return isinstance(factor, torch.Tensor) and factor.numel() > 1 and factor.ndim == x.ndim
 
 
+def _tuned(launch: _Launch, kind: Kind) -> _Launch:
+    """The launch with the configuration that `tuning` has for it; a split K keeps its parts, and so their sum."""
+    default = launch.config
+    same_sum = [other for other in offered(kind) if launch.parts == 1 or other.block_k == default.block_k]
+    others = [other for other in same_sum if other != default]
+    options = {
+        "a": launch.a[0].dtype,
+        "b": launch.b[0].dtype,
+        "out": launch.out.dtype,
+        "factors": ("none", "epilogue", "blocks")[launch.kind],
+        "promoted": launch.imprecise > 0,
+        "amax": launch.amax is not None,
+        "parts": launch.parts,
+    }
+    config = tuning.pick(
+        "matmul",
+        launch.out.device,
+        options,
+        launch.sizes,
+        [default, *others],
+        lambda c: replace(launch, config=c).run(),
+    )
+    return replace(launch, config=config)
+
+
 def _kind(factors: tuple[_Factors, _Factors]) -> int:
     if any(factor.is_blocks for factor in factors):
         return BLOCK_FACTORS
@@ -427,12 +414,7 @@ def _require_operands(a: torch.Tensor, b: torch.Tensor, out_dtype: torch.dtype) 
         raise ValueError(f"expected a [..., M, K] and b [..., N, K], got {list(a.shape)} and {list(b.shape)}")
     if a.device != b.device:
         raise ValueError(f"a and b must be on one device, got {a.device} and {b.device}")
-    capability = capability_of(a)
-    if capability < (8, 0):
-        raise RuntimeError(
-            f"matrix products need compute capability 8.0 or later (Ampere), and {a.device} has "
-            f"{capability[0]}.{capability[1]}: simulate on the CPU, with fp8sim.use_backend('simulate')"
-        )
+    require("Triton kernels", capability_of(a), a.device)
 
 
 def _require_amax(amax: torch.Tensor | None, device: torch.device) -> None:

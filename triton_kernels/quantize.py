@@ -13,6 +13,7 @@ device.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -23,7 +24,7 @@ from fp8sim.casting import code_dtype
 from fp8sim.quantizers import QuantizedTensor, Quantizer
 from fp8sim.rounding import resolve
 from fp8sim.scaling import FLOAT32
-from fp8sim.triton_kernels import interpreter
+from fp8sim.triton_kernels import interpreter, tuning
 from fp8sim.triton_kernels.elements import code_of, float32_pattern, magnitude_of, meet_factor, one_nan
 from fp8sim.triton_kernels.encode_scaled import FLOAT32_CONVERSION, Outputs
 from fp8sim.triton_kernels.encode_scaled import launch as launch_encode
@@ -38,6 +39,9 @@ LARGEST_TILE = 1 << 14
 """Elements of the largest block that one program holds in registers: 128x128."""
 
 _INTERPRETED_TILE = 1 << 16
+
+TILES = (2048, 8192, 16384)
+"""Elements per program worth a measurement beside the default, where a block fits into them or into none."""
 
 
 @triton.jit
@@ -246,6 +250,10 @@ def _quantized(
     """Codes of x's shape, factors [blocks] and the tensor's factor; x has an element, and `blocks` as `Granularity`."""
     spec, source = quantizer.scale, raw_bits(x)
     assert spec is not None
+    if tile is None:
+        options = {"quantizer": quantizer, "x": x.dtype, "random": random.bits, "hardware": hardware is not None}
+        run = partial(_quantized, x, blocks, quantizer, random, hardware)
+        tile = tuning.pick("quantize", x.device, options, (x.numel(),), offered(blocks), run)
     cut = _Cut.of(blocks, tile)
     rule, store = scale_constants(quantizer.format, spec)
     codes = torch.empty(x.shape, dtype=getattr(torch, code_dtype(quantizer.format)), device=x.device)
@@ -318,8 +326,7 @@ class _Cut(NamedTuple):
         if flat:
             matrices, rows, columns = 1, 1, matrices * rows * columns
         number = matrices * triton.cdiv(rows, block_rows) * triton.cdiv(columns, block_columns)
-        size = triton.next_power_of_2(block_rows) * triton.next_power_of_2(block_columns)
-        limit = _elements(tile, size)
+        limit = offered(blocks)[0] if tile is None else _checked(tile)
         wide = min(triton.next_power_of_2(block_columns), limit)
         # Narrow blocks that do not fit have neighbours in the program, whose elements are neighbours in memory.
         tall = min(triton.next_power_of_2(block_rows), max(limit // max(wide, 64), 1))
@@ -347,12 +354,21 @@ class _Cut(NamedTuple):
         return found
 
 
-def _elements(tile: int | None, block: int) -> int:
-    """Elements per program for blocks that fill `block` elements."""
-    if tile is None:
-        if interpreter.is_enabled():
-            return _INTERPRETED_TILE
-        return block if TILE < block <= LARGEST_TILE else TILE
+def offered(blocks: tuple[int, int, int, int, int]) -> list[int]:
+    """Elements per program for blocks as of `Granularity.blocks`: all worth a measurement, the default first."""
+    size = _filled(blocks[3], blocks[4])
+    default = size if TILE < size <= LARGEST_TILE else TILE
+    if interpreter.is_enabled():
+        default = _INTERPRETED_TILE
+    return [default, *(tile for tile in TILES if tile != default and (tile >= size or size > LARGEST_TILE))]
+
+
+def _filled(rows: int, columns: int) -> int:
+    """Elements that a block of so many rows and columns fills, in a program."""
+    return int(triton.next_power_of_2(rows) * triton.next_power_of_2(columns))
+
+
+def _checked(tile: int) -> int:
     if tile not in [1 << k for k in range(4, 21)]:
         raise ValueError(f"tile={tile}: expected a power of two from 16 to 2^20")
     return tile

@@ -9,7 +9,8 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from fp8sim import backends, quantizers, recipes
-from fp8sim.ops.library import register
+from fp8sim.ops.autocast import autocast
+from fp8sim.ops.library import constant_result, register
 from fp8sim.quantizers import Quantizer
 from fp8sim.recipes import GemmStrings, Recipe
 from fp8sim.simulate import matmul as simulate
@@ -21,10 +22,6 @@ class Scales(NamedTuple):
     output: float = 1.0
     grad_input: float = 1.0
     grad_weight: float = 1.0
-
-
-UNSCALED = Scales()
-"""No factor anywhere."""
 
 
 @functools.cache
@@ -62,10 +59,63 @@ def _gemm_fake(
 
 
 _gemm_op = register(
-    "gemm(Tensor a, Tensor b, str first, str second, str accumulate, ScalarType dtype, float scale, str layer, "
+    "gemm(Tensor a, Tensor b, str first, str second, str accumulate, ScalarType dtype, Scalar scale, str layer, "
     "str name, str backend) -> Tensor",
     _gemm_impl,
     _gemm_fake,
+)
+# A Scalar, unlike a float, may be unknown while compiling: factors that depend on sizes do not fix these.
+
+
+def _gemm_backward_impl(
+    grad: torch.Tensor,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    casts: list[str],
+    accumulate: list[str],
+    dtype_a: torch.dtype,
+    dtype_b: torch.dtype,
+    scale_a: float,
+    scale_b: float,
+    layer: str,
+    backend: str,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    first, second, third = map(_quantizer, casts)
+    result: tuple[torch.Tensor, torch.Tensor] = backends.row("gemm_backward", backend).load()(
+        grad,
+        a,
+        b,
+        quantizers=(first, second, third),
+        scales=(scale_a, scale_b),
+        accumulate=tuple(accumulate),
+        dtypes=(dtype_a, dtype_b),
+        layer=layer,
+    )
+    return result
+
+
+def _gemm_backward_fake(
+    grad: torch.Tensor,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    casts: list[str],
+    accumulate: list[str],
+    dtype_a: torch.dtype,
+    dtype_b: torch.dtype,
+    *rest: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    shapes = [torch.broadcast_shapes(grad.shape[:-2], x.shape[:-2]) for x in (b, a)]
+    return (
+        torch.empty((*shapes[0], grad.shape[-2], b.shape[-2]), dtype=dtype_a, device=grad.device),
+        torch.empty((*shapes[1], grad.shape[-1], a.shape[-1]), dtype=dtype_b, device=grad.device),
+    )
+
+
+_gemm_backward_op = register(
+    "gemm_backward(Tensor grad, Tensor a, Tensor b, str[] casts, str[] accumulate, ScalarType dtype_a, "
+    "ScalarType dtype_b, Scalar scale_a, Scalar scale_b, str layer, str backend) -> (Tensor, Tensor)",
+    _gemm_backward_impl,
+    _gemm_backward_fake,
 )
 
 
@@ -86,6 +136,41 @@ def _is_of_torch(gemm: GemmStrings, backend: str) -> bool:
     if gemm.first or gemm.second or backend != "simulate" or gemm.accumulate not in ("native", "float32"):
         return False
     return not torch.compiler.is_compiling()
+
+
+_Gradients = tuple[torch.Tensor | None, torch.Tensor | None]
+
+
+def _gradients(ctx: Any, grad: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> _Gradients:
+    """Of a [..., M, K] and of b^T [..., N, K] from that of a @ b [..., M, N]; None where it is not needed."""
+    gemms, scales, rest = ctx.gemms, ctx.scales, (ctx.layer, ctx.backend)
+    wanted = ctx.needs_input_grad[:2]
+    if all(wanted) and _casts_once(gemms, ctx.backend):
+        dtypes = [getattr(torch, gemm.dtype) if gemm.dtype else grad.dtype for gemm in gemms[1:]]
+        casts = [gemms[1].first, gemms[2].second, gemms[1].second]
+        accumulate = [gemm.accumulate for gemm in gemms[1:]]
+        pair: _Gradients = _gemm_backward_op(grad, a, b, casts, accumulate, *dtypes, *scales[1:], *rest)
+        return pair
+    return (
+        _gemm("grad_input", grad, b.mT, gemms[1], scales[1], *rest) if wanted[0] else None,
+        _gemm("grad_weight", grad.mT, a, gemms[2], scales[2], *rest) if wanted[1] else None,
+    )
+
+
+def _casts_once(gemms: tuple[GemmStrings, ...], backend: str) -> bool:
+    """Whether a kernel casts the gradient once for both GEMMs. The simulator casts for each, as its observers see."""
+    same = gemms[1].first == gemms[2].first
+    return backend != "simulate" and same and _transposes(gemms[1].first)
+
+
+@constant_result
+def _transposes(quantizer: str) -> bool:
+    """Whether codes of a transpose are the transposed codes."""
+    chosen = _quantizer(quantizer)
+    if chosen is None or chosen.scale is None:
+        return chosen is not None
+    cut = chosen.scale.granularity
+    return cut.rows == cut.columns
 
 
 class _Matmul(torch.autograd.Function):
@@ -109,14 +194,11 @@ class _Matmul(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         a, b = ctx.saved_tensors
-        gemms, scales, rest = ctx.gemms, ctx.scales, (ctx.layer, ctx.backend)
-        grad_a = grad_b = None
-        if ctx.needs_input_grad[0]:
-            grad_a = _gemm("grad_input", grad, b.mT, gemms[1], scales[1], *rest)
+        grad_a, grad_b = _gradients(ctx, grad, a, b)
+        if grad_a is not None:
             grad_a = grad_a.sum_to_size(a.shape).to(a.dtype)
-        if ctx.needs_input_grad[1]:
-            grad_b = _gemm("grad_weight", grad.mT, a, gemms[2], scales[2], *rest).mT
-            grad_b = grad_b.sum_to_size(b.shape).to(b.dtype)
+        if grad_b is not None:
+            grad_b = grad_b.mT.sum_to_size(b.shape).to(b.dtype)
         return grad_a, grad_b, None, None, None, None
 
 
@@ -145,14 +227,11 @@ class _Linear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         tokens, weight = ctx.saved_tensors
-        gemms, scales, rest = ctx.gemms, ctx.scales, (ctx.layer, ctx.backend)
-        grad_input = grad_weight = None
-        grad = grad.reshape(-1, weight.shape[0])
-        if ctx.needs_input_grad[0]:
-            grad_input = _gemm("grad_input", grad, weight, gemms[1], scales[1], *rest)
+        grad_input, grad_weight = _gradients(ctx, grad.reshape(-1, weight.shape[0]), tokens, weight.mT)
+        if grad_input is not None:
             grad_input = grad_input.view(ctx.shape).to(tokens.dtype)
-        if ctx.needs_input_grad[1]:
-            grad_weight = _gemm("grad_weight", grad.mT, tokens, gemms[2], scales[2], *rest).to(weight.dtype)
+        if grad_weight is not None:
+            grad_weight = grad_weight.to(weight.dtype)
         return grad_input, grad_weight, None, None, None, None
 
 
@@ -161,17 +240,18 @@ def matmul(
     b: torch.Tensor,
     *,
     recipe: str | Recipe = "fp32",
-    scales: Scales = UNSCALED,
+    scales: Scales | None = None,
     name: str = "",
 ) -> torch.Tensor:
     """a @ b with operands quantized and products added as `recipe` says, in forward and backward.
 
-    In the recipe's terms `a` is the input, `b` the weight transposed.
+    In the recipe's terms `a` is the input, `b` the weight transposed. Under `torch.autocast` both have its dtype, as
+    operands of torch's own products do, and then the recipe's casts.
 
     Args:
         a: [..., M, K]. b: [..., K, N]; leading dimensions broadcast. Floating point, on one device.
         recipe: a recipe or its name.
-        scales: the factor on each of the three results.
+        scales: the factor on each of the three results; None: 1.
         name: what observers and messages call this operation.
 
     Returns:
@@ -180,23 +260,26 @@ def matmul(
     Raises:
         ValueError: shapes, dtypes or devices that do not fit, or an unknown recipe.
     """
-    check_operands(a, b)
+    check_shapes(a, b)
+    a, b = autocast(a, b)
+    _check_alike(a, b)
     result: torch.Tensor = _Matmul.apply(a, b, *_resolved(a, recipe, scales, name))  # type: ignore[no-untyped-call]
     return result
 
 
-def _resolved(a: torch.Tensor, recipe: str | Recipe, scales: Scales, name: str) -> tuple[Any, ...]:
-    """What a Function takes after its tensors."""
+def _resolved(a: torch.Tensor, recipe: str | Recipe, scales: Scales | None, name: str) -> tuple[Any, ...]:
+    """What a Function takes after its tensors. Factors are made anew: a compiler of dynamic shapes takes the numbers of
+    a global for variables, for which a Function's gradients fail."""
+    scales = Scales() if scales is None else scales
     recipe = recipes.parse(recipe)
     gemms = (recipe.output.as_strings, recipe.grad_input.as_strings, recipe.grad_weight.as_strings)
     return gemms, scales, name, backends.select("gemm", a.device.type)
 
 
-def check_operands(a: torch.Tensor, b: torch.Tensor) -> None:
-    """ValueError unless a [..., M, K] and b [..., K, N] fit and share a floating-point dtype and a device."""
+def check_shapes(a: torch.Tensor, b: torch.Tensor) -> None:
+    """ValueError unless a [..., M, K] and b [..., K, N] fit."""
     if a.ndim < 2 or b.ndim < 2 or a.shape[-1] != b.shape[-2]:
         raise ValueError(f"matmul takes a [..., M, K] and b [..., K, N], got a {list(a.shape)} and b {list(b.shape)}")
-    _check_alike(a, b)
 
 
 def _check_alike(a: torch.Tensor, b: torch.Tensor) -> None:
@@ -213,10 +296,10 @@ def linear(
     bias: torch.Tensor | None = None,
     *,
     recipe: str | Recipe = "fp32",
-    scales: Scales = UNSCALED,
+    scales: Scales | None = None,
     name: str = "",
 ) -> torch.Tensor:
-    """input @ weight^T + bias, as `torch.nn.functional.linear`, with the three GEMMs by recipe.
+    """input @ weight^T + bias, as `torch.nn.functional.linear`, with the three GEMMs by recipe; autocast as `matmul`.
 
     Args:
         input: [..., I]. weight: [O, I]. bias: [O], added in the dtype of the product, or None.
@@ -233,6 +316,7 @@ def linear(
             f"linear takes input [..., I] and weight [O, I], got input {list(input.shape)} and weight "
             f"{list(weight.shape)}"
         )
+    input, weight = autocast(input, weight)
     _check_alike(input, weight)
     output: torch.Tensor = _Linear.apply(input, weight, *_resolved(input, recipe, scales, name))  # type: ignore[no-untyped-call]
     return output if bias is None else output + bias.to(output.dtype)

@@ -109,6 +109,40 @@ def gemm(
     return result
 
 
+def gemm_backward(
+    grad: torch.Tensor,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    *,
+    quantizers: tuple[Quantizer | None, Quantizer | None, Quantizer | None],
+    scales: tuple[float, float],
+    accumulate: tuple[str, str],
+    dtypes: tuple[torch.dtype | None, torch.dtype | None],
+    layer: str = "",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The two GEMMs of the backward pass of a @ b: grad_input = grad @ b^T, and grad_weight = grad^T @ a.
+
+    Args:
+        grad: [..., M, N]. a: [..., M, K]. b: [..., K, N].
+        quantizers: of grad in both GEMMs, of a and of b.
+        scales, accumulate, dtypes: of grad_input, then of grad_weight, as for `gemm`.
+        layer: what `observe` calls the layer.
+
+    Returns:
+        grad_input [..., M, K] and grad_weight [..., N, K], not summed over broadcast dimensions.
+
+    Raises:
+        ValueError: as `gemm`.
+    """
+    of_grad, of_a, of_b = quantizers
+    pairs = {"grad_input": (grad, b.mT, of_b), "grad_weight": (grad.mT, a, of_a)}
+    grad_input, grad_weight = (
+        gemm(x, y, quantizers=(of_grad, of_y), scale=scale, accumulate=order, dtype=dtype, layer=layer, name=name)
+        for (name, (x, y, of_y)), scale, order, dtype in zip(pairs.items(), scales, accumulate, dtypes, strict=True)
+    )
+    return grad_input, grad_weight
+
+
 _Pair = tuple[torch.Tensor, torch.Tensor]
 _Quantizers = tuple[Quantizer | None, Quantizer | None]
 

@@ -12,7 +12,7 @@ from fp8sim.ops import matmul as ops
 from fp8sim.recipes import Recipe
 from fp8sim.simulate.scale import scale_bwd
 from fp8sim.unit_scaling import rules
-from fp8sim.unit_scaling.functional.common import UNIT_SCALED, autocast, count_rows, count_tokens, is_unit_scaled
+from fp8sim.unit_scaling.functional.common import UNIT_SCALED, count_rows, count_tokens, is_unit_scaled
 
 
 def matmul(
@@ -37,10 +37,9 @@ def matmul(
     Raises:
         ValueError: shapes that do not fit, an unknown recipe or constraint.
     """
-    a, b = autocast(a, b)
     scales = ops.Scales()
     if is_unit_scaled(recipe):
-        ops.check_operands(a, b)
+        ops.check_shapes(a, b)
         m, k, n = (max(1, size) for size in (a.shape[-2], a.shape[-1], b.shape[-1]))
         scales = ops.Scales(*rules.matmul(m, k, n, constraint))
     return ops.matmul(a, b, recipe=recipe, scales=scales, name=name)
@@ -110,7 +109,6 @@ def _linear(
     recipe: str | Recipe,
     name: str,
 ) -> torch.Tensor:
-    input, weight = autocast(input, weight)
     return ops.linear(input, weight, _bias(bias, factors), recipe=recipe, scales=ops.Scales(*factors), name=name)
 
 
@@ -192,7 +190,6 @@ def conv1d(
     grouped = windows.unflatten(1, (groups, weight.shape[1])).permute(1, 0, 3, 2, 4)
     columns = grouped.reshape(groups, sequences * positions, fan_in)
     kernels = weight.reshape(groups, outputs // groups, fan_in)
-    columns, kernels = autocast(columns, kernels)
     product = ops.matmul(columns, kernels.mT, recipe=recipe, scales=ops.Scales(*factors), name=name)
     parts = product.reshape(groups, sequences, positions, outputs // groups).permute(1, 0, 3, 2)
     output = parts.reshape(sequences, outputs, positions)
