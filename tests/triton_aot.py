@@ -2,11 +2,15 @@
 
 Runs in a process of its own (`compile_all`), because kernels of a test process run in the interpreter. Launchers are
 called with CPU tensors of any content; their launches are compiled with the arguments they pass, and not run.
+
+`python tests/triton_aot.py --record` compiles everything and writes down what it takes of a chip, for
+`test_triton_aot.py` to say what changed.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import json
 import os
@@ -25,7 +29,7 @@ import triton
 import triton.language as tl
 
 from fp8sim import quantizers
-from fp8sim.triton_kernels import cast, encode_scaled, hardware, launching, matmul, matmul_configs, quantize
+from fp8sim.triton_kernels import cast, encode_scaled, hardware, launching, matmul, matmul_configs, quantize, tuning
 
 CASES: dict[str, tuple[int, Callable[[], object]]] = {}
 """What to compile: name -> (compute capability, a call of a launcher)."""
@@ -64,6 +68,8 @@ def define_cases() -> None:
         CASES[f"sm_{capability} {name}"] = capability, call
     for capability, (name, call) in itertools.product((80, 90), fused_casts(bf16).items()):
         CASES[f"sm_{capability} {name}"] = capability, call
+    for capability, (name, call) in itertools.product((80, 90), tuned_casts(bf16).items()):
+        CASES[f"sm_{capability} {name}"] = capability, call
     fast = {"amax": True, "transpose": True}
     CASES["sm_90 hardware encode_scaled"] = 90, partial(hardware.encode_scaled, matrix(bf16), "e4m3", 0.5, **fast)
     CASES["sm_90 hardware quantize fp8_1x128"] = (
@@ -95,6 +101,31 @@ def fused_casts(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
     return cases
 
 
+def tuned_casts(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
+    """Each other configuration that is offered for kernels of `encode_scaled` and `quantize`."""
+    x, cases = matrix(dtype), {}
+    for transpose, name in ((False, "encode_scaled e4m3"), (True, "encode_scaled e4m3, transposed")):
+        call = partial(encode_scaled.encode_scaled, x, "e4m3", torch.ones(()), amax=True, transpose=transpose)
+        for config in encode_scaled.offered(transpose)[1:]:
+            cases[f"{name}, {config.block} w{config.num_warps}"] = partial(launch_with, config, call)
+    for name in ("mxfp8", "nvfp4_te", "fp8_1x128", "fp8_128x128", "fp8_row_torchao", "fp8_tensor_te"):
+        chosen = quantizers.parse(name)
+        assert chosen.scale is not None
+        for tile in quantize.offered(chosen.scale.granularity.blocks(tuple(x.shape)))[1:]:
+            call = partial(quantize.quantize, x, chosen)
+            cases[f"quantize {name}, tile {tile}"] = partial(launch_with, tile, call)
+    return cases
+
+
+def launch_with(choice: object, call: Callable[[], object]) -> None:
+    """The call, with this configuration chosen wherever one is."""
+    before, tuning.pick = tuning.pick, lambda *arguments: choice
+    try:
+        call()
+    finally:
+        tuning.pick = before
+
+
 def largest(x: torch.Tensor) -> torch.Tensor:
     whole = (1, 1, x.numel(), 1, x.numel())
     return quantize._largest(
@@ -118,16 +149,25 @@ def define_matmuls(capability: int, a: torch.dtype, b: torch.dtype) -> None:
         ", blocks": {"factors": (1, 128)},
         ", to e4m3": {"out_dtype": torch.float8_e4m3fn, "amax": torch.zeros(())},
     }
-    options: dict[str, dict[str, Any]] = {"": {}, **(fp8 if a.itemsize == 1 else {})}
+    options: dict[str, dict[str, Any]] = {"": {}, ", rows": {"factors": (1, None)}, **(fp8 if a.itemsize == 1 else {})}
     for what, chosen in options.items():
-        cases[what or ""] = cases.get(what) or partial(large, **chosen)
-        kind = matmul_configs.Kind(
-            a.itemsize, divmod(capability, 10), what == ", promoted", what == ", to e4m3", what == ", blocks"
-        )
-        for config in matmul_configs.configs(kind):
-            tile = f"{config.block_m}x{config.block_n}x{config.block_k}"
-            cases[f"{what}, {tile}"] = partial(large, config=config, **chosen)
+        cases[what] = cases.get(what) or partial(large, **chosen)
+        for config, out_dtype in offered_products(a.itemsize, capability, what):
+            tile = f"{config.block_m}x{config.block_n}x{config.block_k} w{config.num_warps} s{config.num_stages}"
+            cases[f"{what}, {tile}"] = partial(large, config=config, **({"out_dtype": out_dtype} | chosen))
     CASES.update({f"{name}{case}": (capability, call) for case, call in cases.items()})
+
+
+def offered_products(element_size: int, capability: int, what: str) -> Iterator[tuple[Any, torch.dtype]]:
+    """Each configuration offered for products with an option, and the result whose way out takes most of the chip."""
+    kind = matmul_configs.Kind(
+        element_size, divmod(capability, 10), what == ", promoted", what == ", to e4m3", what == ", blocks"
+    )
+    for_all = matmul_configs.offered(kind)
+    yield from ((config, torch.float32) for config in for_all)
+    for config in matmul_configs.offered(dataclasses.replace(kind, out_size=2)):
+        if config not in for_all:
+            yield config, torch.bfloat16
 
 
 def multiply(
@@ -225,7 +265,20 @@ def run_tool(*command: str | Path) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def main(names: list[str]) -> None:
+RECORD = Path(__file__).parent / "golden" / "triton_code.json"
+"""Registers per thread and bytes of shared memory of each kernel."""
+
+
+def record(reports: dict[str, dict[str, Any]]) -> None:
+    """Write down what kernels take; those that fail to compile are left out."""
+    taken = {name: [r["registers"], r["shared"]] for name, r in sorted(reports.items()) if "error" not in r}
+    rows = ",\n".join(f"  {json.dumps(name)}: {json.dumps(figures)}" for name, figures in taken.items())
+    content = f'{{\n "triton": "{triton.__version__}",\n "registers, shared": {{\n{rows}\n }}\n}}\n'
+    RECORD.write_text(content, encoding="utf-8")
+
+
+def main(names: list[str]) -> dict[str, dict[str, Any]]:
+    """The reports of these cases, or of all."""
     from triton.runtime import driver
 
     define_cases()
@@ -243,8 +296,11 @@ def main(names: list[str]) -> None:
                 reports[name] = report(compiled[0 if is_product else -1])
             except Exception as error:
                 reports[name] = {"error": f"{type(error).__name__}: {error}"[:2000]}
-    print(json.dumps(reports))
+    return reports
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    if sys.argv[1:] == ["--record"]:
+        record(main([]))
+    else:
+        print(json.dumps(main(sys.argv[1:])))

@@ -122,11 +122,8 @@ def matmul(
     if k == 0:
         return out.zero_()
     blocks = any(factor.is_blocks for factor in factors)
-    imprecise = PROMOTION if not fast_accumulation and not blocks and _is_hopper_fp8(a, capability) else 0
-    kind = Kind(a.element_size(), capability, imprecise > 0, to is not None, blocks, out.element_size())
-    chosen = _default(kind, a, out) if config is None else config
-    require_config(chosen, kind, a.device)
-    parts = _parts(split_k, out, k, chosen, blocks)
+    kind = _fitting(a, capability, fast_accumulation, blocks, out_dtype)
+    chosen, parts = _cut(kind, a, out.shape, split_k, config)
     (left, left_rows), (right, right_rows) = _matrices(a, batch), _matrices(b, batch)
     launch = _Launch(
         a=(left, left_rows),
@@ -135,7 +132,7 @@ def matmul(
         sizes=(m, n, left.shape[1], math.prod(batch)),
         factors=factors,
         kind=_kind(factors),
-        imprecise=imprecise,
+        imprecise=PROMOTION if kind.promoted else 0,
         to=to,
         scale=float(scale),
         amax=None if amax is None else amax.view(torch.int32),
@@ -186,6 +183,52 @@ def plan_of(
         f"compute capability {capability[0]}.{capability[1]}: the order in which Triton's products are added there is "
         f"not known; it is for 8.0 to 9.0"
     )
+
+
+def plan_for(
+    a: torch.Tensor,
+    b: torch.Tensor,
+    *,
+    blocks: bool = False,
+    fast_accumulation: bool = True,
+    out_dtype: torch.dtype = torch.float32,
+    split_k: int | None = None,
+    config: Config | None = None,
+) -> GemmPlan:
+    """The order in which `matmul`, called with these arguments, adds on the device of `a`.
+
+    Where K is split by default, the parts depend on sizes and on the device's processors, and never on what was tuned.
+
+    Args:
+        blocks: whether a factor belongs to blocks. The others are those of `matmul`.
+
+    Raises:
+        ValueError: no order is known for the device; sizes that do not fit.
+    """
+    _require_operands(a, b, out_dtype)
+    shape = torch.Size((*_batch(a, b), a.shape[-2], b.shape[-2]))
+    kind = _fitting(a, capability_of(a), fast_accumulation, blocks, out_dtype)
+    chosen, parts = _cut(kind, a, shape, split_k, config) if shape.numel() and a.shape[-1] else (None, 1)
+    block_k = None if chosen is None else chosen.block_k
+    options = {"fast_accumulation": fast_accumulation, "blocks": blocks, "split_k": parts, "block_k": block_k}
+    return plan_of(a.dtype, kind.capability, **options)  # type: ignore[arg-type]
+
+
+def _fitting(
+    a: torch.Tensor, capability: Capability, fast_accumulation: bool, blocks: bool, out_dtype: torch.dtype
+) -> Kind:
+    """What decides which configurations fit."""
+    promoted = a.dtype in _FLOAT8 and capability == HOPPER and not fast_accumulation and not blocks
+    return Kind(a.element_size(), capability, promoted, out_dtype in _FLOAT8, blocks, out_dtype.itemsize)
+
+
+def _cut(
+    kind: Kind, a: torch.Tensor, shape: torch.Size, split_k: int | None, config: Config | None
+) -> tuple[Config, int]:
+    """The configuration, by default the one for a result of this shape, and how many parts K is cut into."""
+    chosen = _default(kind, a, shape) if config is None else config
+    require_config(chosen, kind, a.device)
+    return chosen, _parts(split_k, _tiles(shape, chosen), _processors(a), a.shape[-1], chosen, kind.blocks)
 
 
 @dataclass(frozen=True)
@@ -269,28 +312,23 @@ def _processors(x: torch.Tensor) -> int:
     return 1
 
 
-def _is_hopper_fp8(a: torch.Tensor, capability: Capability) -> bool:
-    return a.dtype in _FLOAT8 and capability == HOPPER
-
-
-def _default(kind: Kind, a: torch.Tensor, out: torch.Tensor) -> Config:
+def _default(kind: Kind, a: torch.Tensor, shape: torch.Size) -> Config:
     """The first configuration whose tiles keep every processor busy, or the one with the smallest tiles."""
     if interpreter.is_enabled():
-        return (
-            replace(_INTERPRETED, block_k=PROMOTION) if kind.blocks or kind.promoted or kind.rounded else _INTERPRETED
-        )
+        wide = not (kind.blocks or kind.promoted or kind.rounded)
+        return _INTERPRETED if wide else replace(_INTERPRETED, block_k=PROMOTION)
     choices = configs(kind)
-    return choose(choices, [_tiles(out, config) for config in choices], _processors(a))
+    return choose(choices, [_tiles(shape, config) for config in choices], _processors(a))
 
 
-def _tiles(out: torch.Tensor, config: Config) -> int:
-    """Tiles of the result [..., M, N]."""
-    *batch, m, n = out.shape
+def _tiles(shape: torch.Size, config: Config) -> int:
+    """Tiles of a result [..., M, N]."""
+    *batch, m, n = shape
     tiles: int = math.prod(batch) * triton.cdiv(m, config.block_m) * triton.cdiv(n, config.block_n)
     return tiles
 
 
-def _parts(split_k: int | None, out: torch.Tensor, k: int, config: Config, blocks: bool) -> int:
+def _parts(split_k: int | None, tiles: int, processors: int, k: int, config: Config, blocks: bool) -> int:
     """How many parts K is cut into: none of them empty."""
     if split_k is not None and split_k < 1:
         raise ValueError(f"split_k={split_k}: a number of 1 or more, or None")
@@ -299,7 +337,7 @@ def _parts(split_k: int | None, out: torch.Tensor, k: int, config: Config, block
     steps = triton.cdiv(k, config.block_k)
     if split_k is None:
         # A part of fewer than four steps does not fill the pipeline.
-        split_k = 1 if blocks else max(1, min(_processors(out) // _tiles(out, config), steps // 4))
+        split_k = 1 if blocks else max(1, min(processors // tiles, steps // 4))
     parts: int = triton.cdiv(steps, triton.cdiv(steps, split_k))
     return parts
 

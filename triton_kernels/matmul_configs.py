@@ -66,10 +66,10 @@ def configs(kind: Kind) -> list[Config]:
 
 
 def offered(kind: Kind) -> list[Config]:
-    """All configurations worth a measurement, the defaults first. They give the same bits: K goes in the same steps."""
+    """All configurations worth a measurement, the defaults first. They give the same bits, but for a split K, whose
+    parts begin at multiples of `block_k`."""
     if kind.capability < HOPPER:
-        more = [] if kind.blocks else [Config(64, 128, 64, num_warps=4), Config(128, 64, 64, num_warps=4, num_stages=4)]
-        return [*configs(kind), *more]
+        return [*configs(kind), *_ampere(kind)]
     more = [_hopper(kind, 128, 128, 8, 3), _hopper(kind, 64, 128, 4, 4)]
     if kind.promoted and not kind.rounded:
         more += [_hopper(kind, 256, 128, 8, 3, halves=True)]
@@ -78,6 +78,16 @@ def offered(kind: Kind) -> list[Config]:
         if kind.out_size <= 2:
             more += [_hopper(kind, m, n, 8, 4, halves=True) for m, n in ((128, 256), (256, 128))]
     return [*configs(kind), *more]
+
+
+def _ampere(kind: Kind) -> list[Config]:
+    if kind.blocks:
+        return []
+    small = [Config(64, 128, 64, num_warps=4), Config(128, 64, 64, num_warps=4, num_stages=4)]
+    if kind.element_size == 1:
+        return small
+    large = [Config(128, 256, 32), Config(128, 256, 32, num_stages=4), Config(128, 128, 32, num_stages=4)]
+    return [*small, *large, Config(128, 128, 64, num_stages=4)]
 
 
 def _hopper(kind: Kind, m: int, n: int, warps: int, stages: int, halves: bool = False) -> Config:
