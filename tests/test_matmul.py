@@ -186,6 +186,27 @@ def test_the_compiled_function_is_one_graph_with_the_same_bits(recipe: str | Rec
         assert torch.equal(ours, theirs)
 
 
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # raised by torch's own tracer
+def test_numbers_of_rows_may_vary_without_factors() -> None:
+    compiled = torch.compile(linear, fullgraph=True, backend="aot_eager", dynamic=True)
+    w = normal(5, 8, seed=1)
+    for rows in range(2, 13):
+        x = normal(rows, 8, seed=rows)
+        ours, theirs = (torch.autograd.grad(run(x, w, recipe="fp8_naive").sum(), (x, w)) for run in (compiled, linear))
+        assert all(map(torch.equal, ours, theirs))
+
+
+def test_autocast_gives_products_its_dtype_as_torchs_own() -> None:
+    x, w = normal(6, 8), normal(5, 8, seed=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        results = linear(x, w), matmul(x, w.mT), linear(x.double(), w.double())
+    assert [result.dtype for result in results] == [torch.bfloat16, torch.bfloat16, torch.float64]
+    assert torch.equal(results[0], linear(x.bfloat16(), w.bfloat16()))
+    results[0].sum().backward()
+    assert x.grad is not None
+    assert x.grad.dtype == torch.float32
+
+
 def test_a_second_derivative_is_refused() -> None:
     x, w = normal(6, 8), normal(5, 8, seed=1)
     (grad,) = torch.autograd.grad(linear(x, w, recipe="fp8_naive").square().sum(), x, create_graph=True)

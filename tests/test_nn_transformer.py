@@ -173,12 +173,19 @@ def test_decoding_compiles_to_one_graph_for_all_lengths_of_the_cache(style: str)
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # raised by torch's own tracer
-def test_without_factors_one_graph_is_for_all_lengths() -> None:
-    model, graphs = decoder(recipe=recipe_of("standard")), Graphs()
-    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=graphs)
-    for length in (9, 5, 7):
-        tokens = torch.randint(0, 50, (3, length))
-        assert torch.equal(compiled(tokens), model(tokens))
+@pytest.mark.parametrize("style", ["standard", "u_mup", "munit"])
+def test_one_graph_is_for_all_lengths_whatever_the_factors(style: str) -> None:
+    """More lengths than torch would compile graphs for."""
+    model, graphs = decoder(dataclasses.replace(SMALL, context=32), recipe_of(style, "fp8_naive")), Graphs()
+    compiled = torch.compile(model.loss, fullgraph=True, dynamic=True, backend=graphs)
+    for length in range(4, 14):
+        tokens = torch.randint(0, 50, (3, length + 1))
+        found = []
+        for loss in (model.loss, compiled):
+            model.zero_grad()
+            loss(tokens[:, :-1], tokens[:, 1:]).backward()
+            found.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+        assert all(map(torch.equal, *found))
     assert graphs.count == 1
 
 
