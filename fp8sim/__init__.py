@@ -9,6 +9,7 @@ from importlib.metadata import version as _version
 
 from fp8sim.analysis.coordinates import coord_check
 from fp8sim.analysis.explaining import explain
+from fp8sim.analysis.payoff import will_fp8_pay
 from fp8sim.backends import use_backend
 from fp8sim.formats import Codebook, Format, Nan, fixed_point
 from fp8sim.nn.conversion import conversion_report, convert
@@ -46,4 +47,5 @@ __all__ = [
     "quantize",
     "set_deterministic",
     "use_backend",
+    "will_fp8_pay",
 ]
