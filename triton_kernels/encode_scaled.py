@@ -68,7 +68,7 @@ FLOAT32_CONVERSION = resolve_names("float32", Rounding.TIES_TO_EVEN, Overflow.IN
 
 
 @triton.jit
-def _codes_and_amax(
+def codes_and_amax(
     raw,
     random,
     scale,
@@ -131,7 +131,7 @@ def _flat_kernel(
         group = first_group.to(tl.uint64) + (program * (BLOCK // 64)).to(tl.uint64)
         random = random_integers(group, seed.to(tl.uint64), stream.to(tl.uint64), BLOCK // 64, RANDOM_BITS)
     raw = tl.load(x_ptr + index, mask=mask, other=0)
-    codes = _codes_and_amax(
+    codes = codes_and_amax(
         raw, random, scale, amax_ptr, TO, SOURCE, BITS, FLOAT32, SCALED, FUSED, AMAX, RANDOM_BITS, HARDWARE
     )
     tl.store(codes_ptr + index, codes.to(codes_ptr.dtype.element_ty), mask=mask)
@@ -193,7 +193,7 @@ def _transposing_kernel(
         element = (first_group * 64 + skipped + index).to(tl.uint64)
         random = random_integers_at(element, seed.to(tl.uint64), stream.to(tl.uint64), RANDOM_BITS)
     raw = tl.load(x_ptr + index, mask=mask, other=0)
-    codes = _codes_and_amax(
+    codes = codes_and_amax(
         raw, random, scale, amax_ptr, TO, SOURCE, BITS, FLOAT32, SCALED, FUSED, AMAX, RANDOM_BITS, HARDWARE
     )
     codes = (codes | _zero(raw)).to(codes_ptr.dtype.element_ty)
@@ -268,7 +268,7 @@ def launch(
     require_device("x", x)
     if outputs.transpose and x.ndim < 2:
         raise ValueError(f"x has shape {list(x.shape)}: transpose=True takes two axes or more; reshape it")
-    factor, scaled = _factor(scale, x)
+    factor, scaled = factor_argument(scale, x)
     dtype = getattr(torch, code_dtype(fmt))
     codes = torch.empty(x.shape, dtype=dtype, device=x.device)
     transposed = torch.empty(x.mT.shape, dtype=dtype, device=x.device) if outputs.transpose else None
@@ -329,7 +329,7 @@ def _launch_transposing(
     _transposing_kernel[grid](*arguments, **constants, TILE=tile, num_warps=config.num_warps)
 
 
-def _factor(scale: Any, x: torch.Tensor) -> tuple[Any, str | None]:
+def factor_argument(scale: Any, x: torch.Tensor) -> tuple[Any, str | None]:
     """The kernel's argument, and what it is: None, a float32 pattern, or the memory of one.
 
     Not a float: of those the interpreter drops the sign of zero.
