@@ -22,13 +22,15 @@ class Backend:
 
     Attributes:
         op: "cast", "encode", "decode", "encode_scaled", "quantize", "matmul" (codes, with an order of additions),
-            "gemm" (by recipe) or "gemm_backward" (the two of a backward pass).
+            "gemm" (by recipe), "gemm_backward" (the two of a backward pass), or fused element work: "gelu", "silu_glu"
+            and "rms_norm" with their "_backward", "cross_entropy" and "scale_rows".
         name: "simulate", "triton", "triton_hardware" or "cuda".
         target: what the code runs on, in words.
         devices: torch device types it takes.
         converts: "integer arithmetic", or "hardware conversion" where an instruction does the rounding.
         contract: "bitwise", or "exact-sum": bitwise where every order of additions gives the same sum, otherwise
-            within `mma.float32_error_bound` of the exact sum.
+            within `mma.float32_error_bound` of the exact sum; or "bound": numbers within the bound that the operation's
+            definition in `fp8sim.simulate` derives, and codes bitwise those of the numbers.
         implementation: "module:function", imported at first use.
     """
 
@@ -93,6 +95,15 @@ _MISSING: dict[str, Callable[[], str | None]] = {
 _INTEGER = "integer arithmetic"
 _CASTS = ("cast", "encode", "decode")
 _GEMMS = ("gemm", "gemm_backward")
+_FUSED = {
+    "gelu": "activations",
+    "gelu_backward": "activations",
+    "silu_glu": "activations",
+    "silu_glu_backward": "activations",
+    "rms_norm": "rms_norm",
+    "rms_norm_backward": "rms_norm",
+}
+_LOSS = ("cross_entropy", "scale_rows")
 _SIMULATED = ("C++", ("cpu",), _INTEGER)
 _TRITON = ("Triton 3.6, sm_80 and later; the interpreter on a CPU", ("cuda", "cpu"), _INTEGER)
 _CVT = ("Triton 3.6, cvt.rn.satfinite of sm_90 and later", ("cuda", "cpu"), "hardware conversion")
@@ -104,6 +115,8 @@ BACKENDS: tuple[Backend, ...] = (
     Backend("quantize", "simulate", *_SIMULATED, "bitwise", "fp8sim.quantizers:quantize"),
     Backend("matmul", "simulate", *_SIMULATED, "bitwise", "fp8sim.simulate.tensor_core:matmul"),
     *(Backend(op, "simulate", *_SIMULATED, "exact-sum", f"fp8sim.simulate.matmul:{op}") for op in _GEMMS),
+    *(Backend(op, "simulate", *_SIMULATED, "bitwise", f"fp8sim.simulate.{stem}:{op}") for op, stem in _FUSED.items()),
+    *(Backend(op, "simulate", *_SIMULATED, "bitwise", f"fp8sim.simulate.cross_entropy:{op}") for op in _LOSS),
     *(Backend(op, "triton", *_TRITON, "bitwise", f"fp8sim.triton_kernels.cast:{op}") for op in _CASTS),
     Backend("encode_scaled", "triton", *_TRITON, "bitwise", "fp8sim.triton_kernels.encode_scaled:encode_scaled"),
     Backend("quantize", "triton", *_TRITON, "bitwise", "fp8sim.triton_kernels.quantize:quantize"),
@@ -111,6 +124,9 @@ BACKENDS: tuple[Backend, ...] = (
         Backend(op, "triton_hardware", *_CVT, "bitwise", f"fp8sim.triton_kernels.hardware:{op}")
         for op in ("encode", "encode_scaled", "quantize")
     ),
+    *(Backend(op, "triton", *_TRITON, "bound", f"fp8sim.triton_kernels.{stem}:{op}") for op, stem in _FUSED.items()),
+    *(Backend(op, "triton", *_TRITON, "bound", f"fp8sim.triton_kernels.cross_entropy:{op}") for op in _LOSS),
+    *(Backend(op, "triton_hardware", *_CVT, "bound", f"fp8sim.triton_kernels.hardware:{op}") for op in _FUSED),
     Backend("matmul", "triton", *_TRITON, "bitwise", "fp8sim.triton_kernels.tensor_core:matmul"),
     *(Backend(op, "triton", *_TRITON, "exact-sum", f"fp8sim.triton_kernels.gemm:{op}") for op in _GEMMS),
     *(Backend(op, "cuda", *_CUDA, "bitwise", f"fp8sim.cuda.cast:{op}") for op in _CASTS),

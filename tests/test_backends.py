@@ -30,7 +30,7 @@ def test_every_row_loads_or_says_why_not(row: backends.Backend) -> None:
     else:
         with pytest.raises(RuntimeError, match=f"{row.op} cannot run on '{row.name}': .*Available: simulate"):
             row.load()
-    assert row.contract in ("bitwise", "exact-sum")
+    assert row.contract in ("bitwise", "exact-sum", "bound")
     assert row.converts in ("integer arithmetic", "hardware conversion")
 
 

@@ -14,7 +14,17 @@ import torch
 import triton
 import triton.language as tl
 
-from fp8sim.triton_kernels.results import Forms, Output, Result, forms_of, load_float32, matrix_rows, tile_of, tiling, write
+from fp8sim.triton_kernels.results import (
+    Forms,
+    Output,
+    Result,
+    forms_of,
+    load_float32,
+    matrix_rows,
+    tile_of,
+    tiling,
+    write,
+)
 
 _LOG2_E = tl.constexpr(math.log2(math.e))
 _ROOT_HALF = tl.constexpr(math.sqrt(0.5))

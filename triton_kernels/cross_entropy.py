@@ -1,4 +1,4 @@
-"""Softmax cross-entropy with its gradient, in one kernel: the gradient takes the place of the logits, or memory of its own.
+"""Softmax cross-entropy with its gradient, in one kernel: it takes the place of the logits, or memory of its own.
 
 One program per row, in chunks, twice: for the logarithm of the sum of exponentials, and for the gradient. A row of
 131,072 bfloat16 logits is 256 KiB, so that the second reading comes from the cache.
@@ -7,7 +7,6 @@ One program per row, in chunks, twice: for the logarithm of the sum of exponenti
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 import triton
@@ -185,5 +184,3 @@ def scale_rows(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
         with torch.cuda.device_of(x):
             _scale_kernel[grid](rows, flat, rows.shape[1], rows.stride(0), int(flat.numel() > 1), BLOCK=block)
     return x
-
-

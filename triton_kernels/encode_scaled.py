@@ -329,7 +329,7 @@ def _launch_transposing(
     _transposing_kernel[grid](*arguments, **constants, TILE=tile, num_warps=config.num_warps)
 
 
-def factor_argument(scale: Any, x: torch.Tensor) -> tuple[Any, str | None]:
+def factor_argument(scale: Any, x: Any) -> tuple[Any, str | None]:
     """The kernel's argument, and what it is: None, a float32 pattern, or the memory of one.
 
     Not a float: of those the interpreter drops the sign of zero.

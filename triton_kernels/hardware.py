@@ -11,6 +11,8 @@ interpreter conversions come from NVIDIA's header: there, a run proves indexing 
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,8 +22,10 @@ from fp8sim import formats
 from fp8sim.formats import FORMATS, Format
 from fp8sim.quantizers import QuantizedTensor, Quantizer
 from fp8sim.rounding import Overflow, Rounding, member, resolve
+from fp8sim.triton_kernels import activations
 from fp8sim.triton_kernels import encode_scaled as integer
 from fp8sim.triton_kernels import quantize as blocks
+from fp8sim.triton_kernels import rms_norm as norms
 from fp8sim.triton_kernels.encode_scaled import Outputs
 from fp8sim.triton_kernels.launching import RandomIntegers, require_device
 from fp8sim.triton_kernels.requirements import require
@@ -84,6 +88,37 @@ def quantize(x: torch.Tensor, quantizer: Quantizer, *, tile: int | None = None, 
     return blocks.launch(x, quantizer, TYPES[quantizer.format], tile, RandomIntegers())
 
 
+def _by_instruction(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Fused element work whose codes come from the instruction; its numbers are float32, whatever the operands are."""
+
+    @functools.wraps(function)
+    def converted(
+        x: torch.Tensor,
+        *tensors: Any,
+        fmt: str | Format | None = None,
+        rounding: Rounding | str = Rounding.TIES_TO_EVEN,
+        overflow: Overflow | str = Overflow.SATURATE,
+        **options: Any,
+    ) -> Any:
+        if fmt is None:
+            return function(x, *tensors, **options)
+        fmt = formats.parse(fmt)
+        policy = member(Rounding, rounding, "rounding"), member(Overflow, overflow, "overflow")
+        _require_policy(fmt, *policy, False, {name: options.get(name) for name in _RANDOM})
+        _require_capability(x)
+        return function(x, *tensors, fmt=fmt, hardware=TYPES[fmt], **options)
+
+    return converted
+
+
+gelu = _by_instruction(activations.gelu)
+gelu_backward = _by_instruction(activations.gelu_backward)
+silu_glu = _by_instruction(activations.silu_glu)
+silu_glu_backward = _by_instruction(activations.silu_glu_backward)
+rms_norm = _by_instruction(norms.rms_norm)
+rms_norm_backward = _by_instruction(norms.rms_norm_backward)
+
+
 def _require_policy(fmt: Format, rounding: Rounding, overflow: Overflow, fused: bool, random: dict[str, Any]) -> None:
     """ValueError unless the instruction honours the policy."""
     if fmt not in TYPES:
@@ -101,6 +136,7 @@ def _require_policy(fmt: Format, rounding: Rounding, overflow: Overflow, fused: 
 
 
 _ALL_BITS = ("random_bits", 32)
+_RANDOM = ("seed", "stream", "offset", "random_bits")
 
 
 def _require_float32(x: torch.Tensor) -> None:

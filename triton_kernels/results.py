@@ -172,7 +172,7 @@ class Output:
         self.codes = memory(forms.fmt, self.shape, dtype)
         self.transposed = memory(forms.transpose, turned, dtype)
         self.cell = torch.zeros((), dtype=torch.int32, device=device) if forms.amax else None
-        self.factor, self.scaled = factor_argument(forms.scale, self.codes) if self.codes is not None else (None, None)
+        self.factor, self.scaled = factor_argument(None if self.codes is None else forms.scale, self.codes)
 
     def pointers(self, column: int = 0) -> tuple[Any, ...]:
         """`write`'s arguments from `values_ptr` to `first`, for results that begin at a column of the output."""

@@ -30,7 +30,7 @@ LONGEST = 16384
 """Elements of the longest row that one program holds."""
 
 _PROGRAMS = 512
-"""Programs among which the backward pass shares rows, if there are enough: each writes one part of the gain's gradient."""
+"""Programs that share the rows of a backward pass, if there are enough: each writes a part of the gain's gradient."""
 
 _TALL = (32, 128)
 """Rows and columns of a piece of rows that do not fit, or of a tile that is turned: 32 codes are a sector of memory."""
@@ -213,7 +213,8 @@ class _Cut(NamedTuple):
 
     @property
     def programs(self) -> int:
-        return self.matrices * triton.cdiv(self.rows, self.block[0] * self.steps)
+        rows = self.block[0] * self.steps
+        return self.matrices * (-(-self.rows // rows))
 
     @property
     def constants(self) -> dict[str, Any]:

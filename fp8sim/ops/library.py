@@ -9,13 +9,15 @@ import torch
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
-_Result = TypeVar("_Result", torch.Tensor, tuple[torch.Tensor, ...], tuple[torch.Tensor, torch.Tensor, torch.Tensor])
+_Result = TypeVar(
+    "_Result", torch.Tensor, tuple[torch.Tensor, ...], tuple[torch.Tensor, torch.Tensor, torch.Tensor], None
+)
 
 _LIBRARY = torch.library.Library("fp8sim", "DEF")
 
 
 def register(schema: str, implementation: Callable[..., _Result], fake: Callable[..., _Result]) -> Any:
-    """Define `torch.ops.fp8sim.<name>` from its schema "name(arguments) -> Tensor" (or several) and return it.
+    """Define `torch.ops.fp8sim.<name>` from its schema "name(arguments) -> Tensor" (or several, or ()) and return it.
 
     `implementation` computes, on any device; `fake` returns empty tensors of the result's shape, dtype and strides.
     """

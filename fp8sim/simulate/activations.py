@@ -24,9 +24,7 @@ _TINY = 2.0**-124
 _ROOT = math.sqrt(2 / math.pi)
 
 
-def gelu(
-    x: torch.Tensor, *, approximate: str = "none", mult: float = 1.0, factor: float = 1.0, **forms: Any
-) -> Result:
+def gelu(x: torch.Tensor, *, approximate: str = "none", mult: float = 1.0, factor: float = 1.0, **forms: Any) -> Result:
     """factor * x * G(mult * x), which is factor / mult * gelu(mult * x).
 
     Args:

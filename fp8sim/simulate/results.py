@@ -9,7 +9,6 @@ import torch
 from fp8sim.formats import Format
 from fp8sim.simulate.encode_scaled import encode_scaled
 
-
 Result = tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]
 """Numbers [..., R, C], codes [..., R, C], transposed codes [..., C, R], amax [] in float32; None if not asked for."""
 

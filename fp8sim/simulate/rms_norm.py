@@ -30,7 +30,7 @@ def rms_norm(
         forms: of the result, as for `fp8sim.simulate.results.result_of`.
 
     Returns:
-        [..., R, C], and r [...] in float32. A row with NaN is NaN; one with an infinity is NaN there and zero elsewhere.
+        [..., R, C], and r [...] in float32. A row with NaN is NaN; one with an infinity is NaN there, else zero.
     """
     numbers, _, inverse = rms_norm_numbers(x, gain, eps)
     return result_of(numbers, **forms), inverse.float()
@@ -48,7 +48,8 @@ def rms_norm_backward(
     """r * (h - x * r^2 * mean(h * x)) with h = grad * gain; and factor * the sum over all rows of grad * x * r.
 
     Args:
-        grad: [..., R, C]. inverse: r [...], of the forward pass. factor: rounded to float32. All else as for `rms_norm`.
+        grad: [..., R, C]. inverse: r [...], of the forward pass. factor: rounded to float32. All else as for
+            `rms_norm`.
 
     Returns:
         [..., R, C]; [C] in the gain's dtype, or None without a gain.
