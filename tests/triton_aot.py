@@ -29,7 +29,20 @@ import triton
 import triton.language as tl
 
 from fp8sim import quantizers
-from fp8sim.triton_kernels import cast, encode_scaled, hardware, launching, matmul, matmul_configs, quantize, tuning
+from fp8sim.triton_kernels import (
+    activations,
+    cast,
+    cross_entropy,
+    encode_scaled,
+    hardware,
+    launching,
+    matmul,
+    matmul_configs,
+    quantize,
+    results,
+    rms_norm,
+    tuning,
+)
 
 CASES: dict[str, tuple[int, Callable[[], object]]] = {}
 """What to compile: name -> (compute capability, a call of a launcher)."""
@@ -76,6 +89,12 @@ def define_cases() -> None:
         90,
         partial(hardware.quantize, matrix(bf16), quantizers.parse("fp8_1x128")),
     )
+    for capability, (name, call) in itertools.product((80, 90), element_work(activations, rms_norm).items()):
+        CASES[f"sm_{capability} element {name}"] = capability, call
+    for name, call in element_work(hardware, hardware).items():
+        CASES[f"sm_90 hardware element {name}"] = 90, call
+    for capability, (name, call) in itertools.product((80, 90), losses().items()):
+        CASES[f"sm_{capability} loss {name}"] = capability, call
     for capability, (a, b) in itertools.product((80, 90), [(e4m3, e4m3), (e5m2, e4m3), (bf16, bf16), (fp16, fp16)]):
         define_matmuls(capability, a, b)
     CASES["sm_90 matmul e4m3 x e4m3, exact"] = 90, lambda: exact_product_kernel[(1,)](x16.view(e4m3), x32)
@@ -124,6 +143,48 @@ def launch_with(choice: object, call: Callable[[], object]) -> None:
         call()
     finally:
         tuning.pick = before
+
+
+def element_work(activation: Any, norm: Any) -> dict[str, Callable[[], object]]:
+    """Fused element work on matrices of bfloat16, to E4M3 with amax, in one layout and in both."""
+    x, wide = torch.zeros(1024, 4096, dtype=torch.bfloat16), torch.zeros(256, 16384, dtype=torch.bfloat16)
+    gain, inverse = torch.zeros(4096, dtype=torch.bfloat16), torch.zeros(1024)
+    cases: dict[str, Callable[[], object]] = {
+        "rms_norm, wide": partial(norm.rms_norm, wide, None, fmt="e4m3", amax=True),
+        "rms_norm_backward, wide": partial(norm.rms_norm_backward, wide, wide, wide[0], inverse[:256], fmt="e5m2"),
+        "rms_norm_backward, numbers": partial(norm.rms_norm_backward, x, x, gain, inverse, values=torch.bfloat16),
+        "rms_norm, longest": partial(norm.rms_norm, torch.zeros(4, 40000, dtype=torch.bfloat16), None, fmt="e4m3"),
+        "gelu, numbers": partial(activation.gelu, x, values=torch.bfloat16),
+        "silu_glu_backward, numbers": partial(activation.silu_glu_backward, x, x, x, values=torch.bfloat16),
+        "silu_glu, halves": partial(activation.silu_glu, *torch.chunk(x, 2, -1), fmt="e4m3", amax=True),
+        "silu_glu_backward, packed": partial(
+            activation.silu_glu_backward, x[:, :2048], *torch.chunk(x, 2, -1), packed=True, fmt="e5m2"
+        ),
+    }
+    for layout, both in (("", {}), (", transposed", {"transpose": True})):
+        forward: dict[str, Any] = {"fmt": "e4m3", "amax": True, **both}
+        backward: dict[str, Any] = {"fmt": "e5m2", "amax": True, **both}
+        cases |= {
+            f"gelu{layout}": partial(activation.gelu, x, **forward),
+            f"gelu tanh{layout}": partial(activation.gelu, x, approximate="tanh", **forward),
+            f"gelu_backward{layout}": partial(activation.gelu_backward, x, x, **backward),
+            f"gelu_backward tanh{layout}": partial(activation.gelu_backward, x, x, approximate="tanh", **backward),
+            f"silu_glu{layout}": partial(activation.silu_glu, x, x, **forward),
+            f"silu_glu_backward{layout}": partial(activation.silu_glu_backward, x, x, x, **backward),
+            f"rms_norm{layout}": partial(norm.rms_norm, x, gain, **forward),
+            f"rms_norm_backward{layout}": partial(norm.rms_norm_backward, x, x, gain, inverse, **backward),
+        }
+    return cases
+
+
+def losses() -> dict[str, Callable[[], object]]:
+    logits, target = torch.zeros(4, 32768, dtype=torch.bfloat16), torch.zeros(4, dtype=torch.int64)
+    smooth: dict[str, Any] = {"label_smoothing": 0.1, "z_loss": 1e-4, "weight": torch.ones(32768)}
+    return {
+        "cross_entropy": partial(cross_entropy.cross_entropy, logits, target, in_place=True),
+        "cross_entropy, smoothed": partial(cross_entropy.cross_entropy, logits, target, **smooth),
+        "scale_rows": partial(cross_entropy.scale_rows, logits, torch.ones(4)),
+    }
 
 
 def largest(x: torch.Tensor) -> torch.Tensor:
@@ -233,7 +294,7 @@ def launches_compiled() -> Iterator[list[Any]]:
         return compiled[-1]
 
     JITFunction.run = compile_only
-    for module in (cast, encode_scaled, hardware, matmul, quantize):
+    for module in (cast, encode_scaled, hardware, matmul, quantize, results):
         module.require_device = lambda argument, x: None
     yield compiled
     JITFunction.run = run
@@ -292,7 +353,7 @@ def main(names: list[str]) -> dict[str, dict[str, Any]]:
             compiled.clear()
             try:
                 call()
-                is_product = "matmul" in name and not name.endswith("merge")
+                is_product = ("matmul" in name and not name.endswith("merge")) or "element" in name
                 reports[name] = report(compiled[0 if is_product else -1])
             except Exception as error:
                 reports[name] = {"error": f"{type(error).__name__}: {error}"[:2000]}

@@ -24,6 +24,7 @@ from fp8sim.triton_kernels.results import (
     tile_of,
     tiling,
     write,
+    zero_of,
 )
 
 _LOG2_E = tl.constexpr(math.log2(math.e))
@@ -35,12 +36,15 @@ _SQUARE_LIMIT = tl.constexpr(1e8)
 
 
 @triton.jit
-def _sigmoids(a):
-    """1 / (1 + exp(-a)) and 1 / (1 + exp(a)), both to a few units in the last place, and without overflow."""
-    e = tl.exp2(tl.abs(a) * -_LOG2_E)
-    large = 1.0 / (1.0 + e)
-    small = e * large
-    return tl.where(a < 0, small, large), tl.where(a < 0, large, small)
+def _sigmoid(exponent):
+    """s = 1 / (1 + 2^exponent), and 1 - s, both to a few units in the last place.
+
+    A quotient takes eight instructions, the square of a reciprocal root two. Above 126, s is no normal number any more.
+    """
+    e = tl.exp2(tl.minimum(exponent, 126.0))
+    root = tl.rsqrt(1.0 + e)
+    s = root * root
+    return s, e * s
 
 
 @triton.jit
@@ -48,12 +52,12 @@ def _gate(t, APPROXIMATE: tl.constexpr):
     """G(t) of GELU, "none" or "tanh", and t * G'(t)."""
     if APPROXIMATE == "tanh":
         square = tl.minimum(t * t, _SQUARE_LIMIT)  # beyond, the derivative below is zero and must not meet infinity
-        gate, rest = _sigmoids(t * (_TANH_1 + _TANH_3 * square))
-        return gate, gate * rest * (t * (_TANH_1 + 3.0 * _TANH_3 * square))
+        gate, rest = _sigmoid(t * tl.fma(square, -_TANH_3 * _LOG2_E, -_TANH_1 * _LOG2_E))
+        return gate, gate * rest * (t * tl.fma(square, 3.0 * _TANH_3, _TANH_1))
     else:
         tl.static_assert(APPROXIMATE == "none", "an approximation that this function has no case for")
         density = tl.exp2(t * t * (-0.5 * _LOG2_E)) * _DENSITY_AT_0
-        return 0.5 + 0.5 * tl.math.erf(t * _ROOT_HALF), t * density
+        return tl.fma(tl.math.erf(t * _ROOT_HALF), 0.5, 0.5), t * density
 
 
 @triton.jit(do_not_specialize=["mult", "factor", "scale", "seed", "stream", "first"])
@@ -79,22 +83,26 @@ def _gelu_kernel(
     SCALED: tl.constexpr,
     RANDOM_BITS: tl.constexpr,
     HARDWARE: tl.constexpr,
+    CANONICAL: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
     """factor * x * G(mult * x); or, with a gradient, factor * grad * (G(t) + t * G'(t))."""
     matrix, row, column = tile_of(tl.program_id(0), rows, columns, BLOCK_R, BLOCK_C)
     mask = (row < rows) & (column < columns)
-    x = load_float32(x_ptr, (matrix * rows + row) * x_stride + column, mask)
+    raw = tl.load(x_ptr + (matrix * rows + row) * x_stride + column, mask=mask, other=0.0)
+    x = raw.to(tl.float32)
     gate, slope = _gate(x * mult, APPROXIMATE)
     if grad_ptr is None:
         number = x * gate * factor
+        zero = zero_of(raw) if transposed_ptr is not None else None
     else:
         grad = load_float32(grad_ptr, (matrix * rows + row) * grad_stride + column, mask)
         number = grad * (gate + slope) * factor
+        zero = None
     write(
-        number, matrix, row, column, mask, rows, columns, values_ptr, codes_ptr, transposed_ptr, amax_ptr, scale, seed,
-        stream, first, TO, SCALED, RANDOM_BITS, HARDWARE,
+        number, zero, matrix, row, column, mask, rows, columns, values_ptr, codes_ptr, transposed_ptr, amax_ptr, scale,
+        seed, stream, first, TO, SCALED, RANDOM_BITS, HARDWARE, CANONICAL,
     )  # fmt: skip
 
 
@@ -120,6 +128,7 @@ def _silu_glu_kernel(
     SCALED: tl.constexpr,
     RANDOM_BITS: tl.constexpr,
     HARDWARE: tl.constexpr,
+    CANONICAL: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
@@ -128,10 +137,10 @@ def _silu_glu_kernel(
     mask = (row < rows) & (column < columns)
     x = load_float32(x_ptr, (matrix * rows + row) * x_stride + column, mask)
     g = load_float32(gate_ptr, (matrix * rows + row) * gate_stride + column, mask)
-    gate, _ = _sigmoids(g * mult)
+    gate, _ = _sigmoid(g * (mult * -_LOG2_E))
     write(
-        x * (g * gate) * factor, matrix, row, column, mask, rows, columns, values_ptr, codes_ptr, transposed_ptr,
-        amax_ptr, scale, seed, stream, first, TO, SCALED, RANDOM_BITS, HARDWARE,
+        x * (g * gate) * factor, None, matrix, row, column, mask, rows, columns, values_ptr, codes_ptr, transposed_ptr,
+        amax_ptr, scale, seed, stream, first, TO, SCALED, RANDOM_BITS, HARDWARE, CANONICAL,
     )  # fmt: skip
 
 
@@ -168,6 +177,7 @@ def _silu_glu_backward_kernel(
     SCALED: tl.constexpr,
     RANDOM_BITS: tl.constexpr,
     HARDWARE: tl.constexpr,
+    CANONICAL: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
@@ -177,16 +187,16 @@ def _silu_glu_backward_kernel(
     grad = load_float32(grad_ptr, (matrix * rows + row) * grad_stride + column, mask)
     x = load_float32(x_ptr, (matrix * rows + row) * x_stride + column, mask)
     g = load_float32(gate_ptr, (matrix * rows + row) * gate_stride + column, mask)
-    gate, rest = _sigmoids(g * mult)
+    gate, rest = _sigmoid(g * (mult * -_LOG2_E))
     write(
-        grad * (g * gate) * factor, matrix, row, column, mask, rows, width, values_ptr, codes_ptr, transposed_ptr,
-        amax_ptr, scale, seed, stream, first, TO, SCALED, RANDOM_BITS, HARDWARE,
+        grad * (g * gate) * factor, None, matrix, row, column, mask, rows, width, values_ptr, codes_ptr, transposed_ptr,
+        amax_ptr, scale, seed, stream, first, TO, SCALED, RANDOM_BITS, HARDWARE, CANONICAL,
     )  # fmt: skip
     slope = gate * rest * (g * mult)
     write(
-        grad * x * (gate + slope) * factor, matrix, row, column, mask, rows, width, gate_values_ptr, gate_codes_ptr,
-        gate_transposed_ptr, gate_amax_ptr, gate_scale, gate_seed, gate_stream, gate_first, TO, SCALED, RANDOM_BITS,
-        HARDWARE,
+        grad * x * (gate + slope) * factor, None, matrix, row, column, mask, rows, width, gate_values_ptr,
+        gate_codes_ptr, gate_transposed_ptr, gate_amax_ptr, gate_scale, gate_seed, gate_stream, gate_first, TO, SCALED, RANDOM_BITS,
+        HARDWARE, CANONICAL,
     )  # fmt: skip
 
 
@@ -309,6 +319,6 @@ def silu_glu_backward(
         with torch.cuda.device_of(x):
             _silu_glu_backward_kernel[cut.grid](
                 *inputs, *pointers, *cut[1:3], width, *(part.stride(0) for part in inputs), mult, factor,
-                **outputs[0].constants, **cut.constants,
+                **outputs[0].constants, **cut.constants | {"num_warps": 8},  # two results: half of each per thread
             )  # fmt: skip
     return tuple(output.result for output in outputs)

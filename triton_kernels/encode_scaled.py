@@ -68,7 +68,7 @@ FLOAT32_CONVERSION = resolve_names("float32", Rounding.TIES_TO_EVEN, Overflow.IN
 
 
 @triton.jit
-def codes_and_amax(
+def _codes_and_amax(
     raw,
     random,
     scale,
@@ -131,14 +131,14 @@ def _flat_kernel(
         group = first_group.to(tl.uint64) + (program * (BLOCK // 64)).to(tl.uint64)
         random = random_integers(group, seed.to(tl.uint64), stream.to(tl.uint64), BLOCK // 64, RANDOM_BITS)
     raw = tl.load(x_ptr + index, mask=mask, other=0)
-    codes = codes_and_amax(
+    codes = _codes_and_amax(
         raw, random, scale, amax_ptr, TO, SOURCE, BITS, FLOAT32, SCALED, FUSED, AMAX, RANDOM_BITS, HARDWARE
     )
     tl.store(codes_ptr + index, codes.to(codes_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def _zero(raw):
+def unseen_zero(raw):
     """Zeros, by a way through the elements that Triton does not see through, and the compiler after it does.
 
     Triton 3.6 moves the turning of a tile from the codes to what they were widened from, if that is one thing, and so
@@ -193,10 +193,10 @@ def _transposing_kernel(
         element = (first_group * 64 + skipped + index).to(tl.uint64)
         random = random_integers_at(element, seed.to(tl.uint64), stream.to(tl.uint64), RANDOM_BITS)
     raw = tl.load(x_ptr + index, mask=mask, other=0)
-    codes = codes_and_amax(
+    codes = _codes_and_amax(
         raw, random, scale, amax_ptr, TO, SOURCE, BITS, FLOAT32, SCALED, FUSED, AMAX, RANDOM_BITS, HARDWARE
     )
-    codes = (codes | _zero(raw)).to(codes_ptr.dtype.element_ty)
+    codes = (codes | unseen_zero(raw)).to(codes_ptr.dtype.element_ty)
     tl.store(codes_ptr + index, codes, mask=mask)
     turned = start + column[:, None] * rows + row[None, :]
     tl.store(transposed_ptr + turned, tl.trans(codes), mask=(column < columns)[:, None] & (row < rows)[None, :])

@@ -18,15 +18,16 @@ from fp8sim.casting import code_dtype
 from fp8sim.formats import Format
 from fp8sim.rounding import Conversion, Overflow, Rounding, resolve_names
 from fp8sim.triton_kernels import interpreter
-from fp8sim.triton_kernels.encode_scaled import TILE, codes_and_amax, factor_argument
+from fp8sim.triton_kernels.elements import QUIET_NAN, as_float, magnitude_of, one_nan
+from fp8sim.triton_kernels.encode_scaled import TILE, factor_argument, unseen_zero
 from fp8sim.triton_kernels.launching import RandomIntegers, random_integers_of, require_device
 from fp8sim.triton_kernels.random import random_integers_at
+from fp8sim.triton_kernels.rounding import encode as encode_bits
 
 ELEMENTS = 4096
 """Elements per program: each of 128 threads has at least 64 bytes of bfloat16 on their way."""
 
 _INTERPRETED = 1 << 18
-_QUIET_NAN = tl.constexpr(0x7FC00000)
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -49,8 +50,28 @@ def load_float32(ptr, index, mask):
 
 
 @triton.jit
+def zero_of(operand):
+    """Zeros that Triton does not see through (`unseen_zero`), of an operand as it was loaded."""
+    if operand.dtype.primitive_bitwidth == 16:
+        return unseen_zero(operand.to(tl.uint16, bitcast=True))
+    else:
+        return operand.to(tl.uint32, bitcast=True) & 0
+
+
+@triton.jit
+def _pattern(number, CANONICAL: tl.constexpr):
+    """The bits of float32 numbers with one NaN."""
+    pattern = number.to(tl.uint32, bitcast=True)
+    if CANONICAL:
+        return pattern
+    else:
+        return tl.where(number == number, pattern, tl.full([], QUIET_NAN, tl.uint32))
+
+
+@triton.jit
 def write(
     number,
+    zero,
     matrix,
     row,
     column,
@@ -69,6 +90,7 @@ def write(
     SCALED: tl.constexpr,
     RANDOM_BITS: tl.constexpr,
     HARDWARE: tl.constexpr,
+    CANONICAL: tl.constexpr,
 ):
     """A tile of results [BLOCK_R, BLOCK_C], float32, in every form whose pointer is not None.
 
@@ -77,26 +99,33 @@ def write(
         rows, width: the outputs are [matrices, rows, width], and transposed [matrices, width, rows]; width is above
             columns where a pointer stands in the middle of a row.
         first: the index of the pointers' element in the stream of random integers.
-        TO: the codes' format as a Conversion; None: no codes. SCALED, HARDWARE: as for `codes_and_amax`.
+        zero: what `zero_of` gives of the operand, where transposed codes come from a single one; None otherwise.
+        TO: the codes' format as a Conversion; None: no codes. HARDWARE: the type that the GPU's instruction converts
+            to, or None for integer arithmetic. SCALED: whether the factor is a "number" or in a "tensor", or None.
+        CANONICAL: whether arithmetic makes NaN without sign, as GPUs do and CPUs do not.
     """
-    # NaN of any origin is one NaN: GPUs and CPUs make it with other signs.
-    pattern = number.to(tl.uint32, bitcast=True)
-    pattern = tl.where(number == number, pattern, tl.full([], _QUIET_NAN, tl.uint32))
+    pattern = _pattern(number, CANONICAL)
     index = (matrix * rows + row) * width + column
     if values_ptr is not None:
-        value = pattern.to(tl.float32, bitcast=True).to(values_ptr.dtype.element_ty)
-        tl.store(values_ptr + index, value, mask=mask)
+        tl.store(values_ptr + index, as_float(pattern).to(values_ptr.dtype.element_ty), mask=mask)
     if TO is not None:
         random = 0
         if RANDOM_BITS > 0:
             element = (first + index).to(tl.uint64)
             random = random_integers_at(element, seed.to(tl.uint64), stream.to(tl.uint64), RANDOM_BITS)
         if amax_ptr is not None:
-            pattern = tl.where(mask, pattern, 0)
-        codes = codes_and_amax(
-            pattern, random, scale, amax_ptr, TO, None, 32, None, SCALED, False, amax_ptr is not None, RANDOM_BITS,
-            HARDWARE,
-        ).to(codes_ptr.dtype.element_ty)  # fmt: skip
+            # Patterns without sign count upwards; elements outside were loaded as zeros, and are none the less.
+            largest = one_nan(tl.max(tl.ravel(magnitude_of(pattern)), axis=0))
+            tl.atomic_max(amax_ptr, largest.to(tl.int32), sem="relaxed")
+        if SCALED is not None:
+            factor = (tl.load(scale) if SCALED == "tensor" else scale).to(tl.uint32)
+            pattern = _pattern(as_float(pattern) * as_float(factor), CANONICAL)
+        if HARDWARE is not None:
+            codes = as_float(pattern).to(HARDWARE).to(tl.uint8, bitcast=True)
+        else:
+            codes = encode_bits(pattern, random, TO, RANDOM_BITS).to(codes_ptr.dtype.element_ty)
+        if zero is not None:
+            codes |= zero.to(codes.dtype)
         tl.store(codes_ptr + index, codes, mask=mask)
         if transposed_ptr is not None:
             turned = matrix * rows * width + column * rows + row
@@ -197,6 +226,7 @@ class Output:
             "SCALED": self.scaled,
             "RANDOM_BITS": self.forms.random.bits,
             "HARDWARE": self.forms.hardware,
+            "CANONICAL": not interpreter.is_enabled(),
             "enable_fp_fusion": False,  # a number is rounded before the cast adds anything to it
         }
 

@@ -24,6 +24,7 @@ from fp8sim.triton_kernels.results import (
     matrix_rows,
     tile_of,
     write,
+    zero_of,
 )
 
 LONGEST = 16384
@@ -45,7 +46,7 @@ def _gained(x, gain_ptr, column, columns):
         return x * load_float32(gain_ptr, column, column < columns)
 
 
-@triton.jit(do_not_specialize=["eps", "scale", "seed", "stream", "first"])
+@triton.jit(do_not_specialize=["share", "eps", "scale", "seed", "stream", "first"])
 def _forward_kernel(
     x_ptr,
     gain_ptr,
@@ -61,41 +62,49 @@ def _forward_kernel(
     rows,
     columns,
     x_stride,
+    share,
     eps,
     WHOLE: tl.constexpr,
     TO: tl.constexpr,
     SCALED: tl.constexpr,
     RANDOM_BITS: tl.constexpr,
     HARDWARE: tl.constexpr,
+    CANONICAL: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """r * x * gain with r = (mean(x^2) + eps)^-1/2 of BLOCK_R rows, of which a piece is all (WHOLE) or some columns."""
+    """r * x * gain with r = (mean(x^2) + eps)^-1/2 of BLOCK_R rows, of which a piece is all (WHOLE) or some columns.
+
+    `share` is 1 / columns.
+    """
     matrix, row, column = tile_of(tl.program_id(0), rows, BLOCK_C, BLOCK_R, BLOCK_C)
     start = (matrix * rows + row) * x_stride
     if WHOLE:
-        piece = load_float32(x_ptr, start + column, (row < rows) & (column < columns))
+        raw = tl.load(x_ptr + start + column, mask=(row < rows) & (column < columns), other=0.0)
+        piece = raw.to(tl.float32)
         squares = piece * piece
     else:
         squares = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
         for left in range(0, columns, BLOCK_C):
             piece = load_float32(x_ptr, start + left + column, (row < rows) & (left + column < columns))
-            squares += piece * piece
-    mean = tl.div_rn(tl.sum(squares, axis=1, keep_dims=True), columns.to(tl.float32))
-    inverse = tl.div_rn(tl.full(mean.shape, 1.0, tl.float32), tl.sqrt_rn(mean + eps))
+            squares = tl.fma(piece, piece, squares)
+    mean = tl.sum(squares, axis=1, keep_dims=True) * share
+    # Rows that do not exist have no largest magnitude, even where eps is 0.
+    inverse = tl.where(row < rows, tl.rsqrt(mean + eps), 0.0)
     tl.store(inverse_ptr + matrix * rows + row, inverse, mask=row < rows)
     for left in range(0, BLOCK_C if WHOLE else columns, BLOCK_C):
         mask = (row < rows) & (left + column < columns)
         if not WHOLE:
-            piece = load_float32(x_ptr, start + left + column, mask)
-        number = _gained(piece * inverse, gain_ptr, left + column, columns)
+            raw = tl.load(x_ptr + start + left + column, mask=mask, other=0.0)
+        number = _gained(raw.to(tl.float32) * inverse, gain_ptr, left + column, columns)
+        zero = zero_of(raw) if transposed_ptr is not None else None
         write(
-            number, matrix, row, left + column, mask, rows, columns, values_ptr, codes_ptr, transposed_ptr, amax_ptr,
-            scale, seed, stream, first, TO, SCALED, RANDOM_BITS, HARDWARE,
+            number, zero, matrix, row, left + column, mask, rows, columns, values_ptr, codes_ptr, transposed_ptr,
+            amax_ptr, scale, seed, stream, first, TO, SCALED, RANDOM_BITS, HARDWARE, CANONICAL,
         )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["scale", "seed", "stream", "first"])
+@triton.jit(do_not_specialize=["share", "scale", "seed", "stream", "first"])
 def _backward_kernel(
     grad_ptr,
     x_ptr,
@@ -114,12 +123,14 @@ def _backward_kernel(
     columns,
     grad_stride,
     x_stride,
+    share,
     steps,
     WHOLE: tl.constexpr,
     TO: tl.constexpr,
     SCALED: tl.constexpr,
     RANDOM_BITS: tl.constexpr,
     HARDWARE: tl.constexpr,
+    CANONICAL: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
@@ -140,13 +151,13 @@ def _backward_kernel(
             grad = load_float32(grad_ptr, row * grad_stride + column, mask)
             inverse = tl.load(inverse_ptr + row, mask=row < rows, other=0.0)
             product = grad * x
-            along = tl.sum(_gained(product, gain_ptr, column, columns), axis=1, keep_dims=True)
+            along = tl.sum(_gained(product, gain_ptr, column, columns), axis=1, keep_dims=True) * share
             number = _across(grad, x, gain_ptr, column, inverse, along, columns)
             write(
-                number, first_matrix, row, column, mask, rows, columns, values_ptr, codes_ptr, transposed_ptr,
-                amax_ptr, scale, seed, stream, first, TO, SCALED, RANDOM_BITS, HARDWARE,
+                number, None, first_matrix, row, column, mask, rows, columns, values_ptr, codes_ptr, transposed_ptr,
+                amax_ptr, scale, seed, stream, first, TO, SCALED, RANDOM_BITS, HARDWARE, CANONICAL,
             )  # fmt: skip
-            total += product * inverse
+            total = tl.fma(product, inverse, total)
         _store_part(total, part, column, columns)
     else:
         row = first_matrix * rows + first_row
@@ -158,24 +169,23 @@ def _backward_kernel(
             x = load_float32(x_ptr, row * x_stride + left + column, mask)
             grad = load_float32(grad_ptr, row * grad_stride + left + column, mask)
             sums += _gained(grad * x, gain_ptr, left + column, columns)
-        along = tl.sum(sums, axis=1, keep_dims=True)
+        along = tl.sum(sums, axis=1, keep_dims=True) * share
         for left in range(0, columns, BLOCK_C):
             mask = inside & (left + column < columns)
             x = load_float32(x_ptr, row * x_stride + left + column, mask)
             grad = load_float32(grad_ptr, row * grad_stride + left + column, mask)
             number = _across(grad, x, gain_ptr, left + column, inverse, along, columns)
             write(
-                number, first_matrix, first_row, left + column, mask, rows, columns, values_ptr, codes_ptr,
-                transposed_ptr, amax_ptr, scale, seed, stream, first, TO, SCALED, RANDOM_BITS, HARDWARE,
+                number, None, first_matrix, first_row, left + column, mask, rows, columns, values_ptr, codes_ptr,
+                transposed_ptr, amax_ptr, scale, seed, stream, first, TO, SCALED, RANDOM_BITS, HARDWARE, CANONICAL,
             )  # fmt: skip
             _store_part(grad * x * inverse, part, left + column, columns)
 
 
 @triton.jit
 def _across(grad, x, gain_ptr, column, inverse, along, columns):
-    """The part of the gradient that changes the row's direction: `along` is the sum of grad * gain * x."""
-    share = tl.div_rn(along, columns.to(tl.float32)) * inverse * inverse
-    return (_gained(grad, gain_ptr, column, columns) - x * share) * inverse
+    """The part of the gradient that changes the row's direction: `along` is the mean of grad * gain * x."""
+    return tl.fma(x, -(along * inverse * inverse), _gained(grad, gain_ptr, column, columns)) * inverse
 
 
 @triton.jit
@@ -271,8 +281,8 @@ def rms_norm(
         cut = _cut(tuple(x.shape), asked, block, backward=False)
         with torch.cuda.device_of(x):
             _forward_kernel[(cut.programs,)](
-                rows, _gain(gain), inverse, *output.pointers(), cut.rows, x.shape[-1], rows.stride(0), eps,
-                **output.constants, **cut.constants,
+                rows, _gain(gain), inverse, *output.pointers(), cut.rows, x.shape[-1], rows.stride(0), 1 / x.shape[-1],
+                eps, **output.constants, **cut.constants,
             )  # fmt: skip
     return output.result, inverse
 
@@ -305,7 +315,7 @@ def rms_norm_backward(
     with torch.cuda.device_of(x):
         _backward_kernel[(cut.programs,)](
             *inputs, _gain(gain), inverse, parts, *output.pointers(), cut.rows, columns,
-            *(part.stride(0) for part in inputs), cut.steps, **output.constants, **cut.constants,
+            *(part.stride(0) for part in inputs), 1 / columns, cut.steps, **output.constants, **cut.constants,
         )  # fmt: skip
         return output.result, None if parts is None or gain is None else _summed(parts, factor, gain.dtype)
 

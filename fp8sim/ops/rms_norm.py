@@ -99,7 +99,7 @@ def rms_norm_encode(
         x: [..., R, C], float32, float16 or bfloat16, any strides; rows are normalised.
         gain: [C], of these dtypes, or None for ones.
         fmt: a format or its name.
-        eps: added to the mean square; not negative, rounded to float32.
+        eps: added to the mean square; at least 2^-126, rounded to float32.
         gain_factor: a number, rounded to float32.
         values, cast: as for `fp8sim.ops.activations.gelu_encode`.
 
@@ -111,6 +111,8 @@ def rms_norm_encode(
         TypeError, ValueError: a dtype or shape that does not fit, and as for `encode_scaled`.
     """
     _require(x, gain)
+    if not eps >= 2.0**-126:
+        raise ValueError(f"eps={eps}: expected at least 2^-126, a normal float32 number")
     forms = form_arguments("rms_norm", x, fmt, values, **cast)
     outputs: tuple[torch.Tensor, ...] = _RmsNorm.apply(x, gain, eps, gain_factor, forms)  # type: ignore[no-untyped-call]
     return encoded(outputs, forms)

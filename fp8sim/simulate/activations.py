@@ -4,9 +4,10 @@ Each is x times a gate G of t = m * x (of GELU) or of t = m * g (of the gated Si
 from operands and factors in float32, and rounded to float32 once; codes are those of the rounded numbers.
 
 A kernel computes in float32, so its numbers have an error bound, and its codes are those of its own numbers. The bounds
-count roundings, each u = 2^-24 relative, of these steps: exp2 to 4 u, a fast quotient to 4 u (PTX ISA, ex2.approx and
-div.full), erf to 4 u (2 units in the last place, CUDA's libdevice). exp(-a) inherits the error of a, times a. Second
-orders are covered by a hundredth, results below float32's normal numbers by `_TINY`.
+count roundings, each u = 2^-24 relative, of these steps: exp2 to 4 u and a reciprocal root to 2.2 u (PTX ISA,
+ex2.approx and rsqrt.approx), erf to 4 u (2 units in the last place, CUDA's libdevice). exp(-a) inherits the error of a,
+times a; 1 / (1 + e) is the square of a reciprocal root, 6.4 u with both roundings. Second orders are covered by a
+hundredth, results below float32's normal numbers by `_TINY`.
 """
 
 from __future__ import annotations
@@ -159,8 +160,8 @@ def _gate(t: torch.Tensor, kind: str) -> tuple[torch.Tensor, torch.Tensor, torch
     gate, rest = torch.sigmoid(argument), torch.sigmoid(-argument)
     relative = argument_error * argument.abs().clamp(max=2.0**10) + 4
     slope = torch.where(derivative.abs() < 2.0**40, gate * rest * derivative, 0 * derivative)
-    gate_error = gate * (rest * relative + 6) * _U + _TINY
-    return gate, slope, gate_error, slope.abs() * (relative + 14 + derivative_error) * _U + _TINY
+    gate_error = gate * (rest * relative + 6.4) * _U + _TINY
+    return gate, slope, gate_error, slope.abs() * (relative + 16 + derivative_error) * _U + _TINY
 
 
 def _float32(factor: float) -> float:

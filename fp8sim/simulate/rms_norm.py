@@ -2,8 +2,8 @@
 
 Numbers are computed in binary64 and rounded to float32 once, but the sum of squares is rounded to float32 first, so
 that a row whose sum overflows there gives zeros as it does in a kernel. The bounds count roundings, each u = 2^-24
-relative: a sum of n terms in any order has n of them. Second orders are covered by a hundredth, results below float32's
-normal numbers by `_TINY`.
+relative: a sum of n terms in any order has n of them, a reciprocal root 2.2 (PTX ISA, rsqrt.approx). Second orders are
+covered by a hundredth, results below float32's normal numbers by `_TINY`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def rms_norm(
 
     Args:
         x: [..., R, C], floating point. gain: [C], or None for ones.
-        eps: not negative, rounded to float32.
+        eps: at least 2^-126, rounded to float32.
         forms: of the result, as for `fp8sim.simulate.results.result_of`.
 
     Returns:
@@ -70,8 +70,8 @@ def rms_norm_numbers(
     total = x.square().sum(-1).float().double()
     inverse = (total / max(columns, 1) + float(np.float32(eps))).rsqrt()
     number = inverse[..., None] * x * gain
-    # half of the sum's n + 1 and of the quotient's and eps' 2; root, reciprocal, two products
-    return number, number.abs() * ((columns + 3) / 2 + 4) * _U + _TINY, inverse
+    # half of the n + 1 of the sum and of the 3 of its share and eps; 2.2 of the reciprocal root; two products
+    return number, number.abs() * ((columns + 4) / 2 + 4.2) * _U + _TINY, inverse
 
 
 def rms_norm_gradients(
