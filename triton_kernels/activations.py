@@ -32,6 +32,7 @@ _ROOT_HALF = tl.constexpr(math.sqrt(0.5))
 _DENSITY_AT_0 = tl.constexpr(1 / math.sqrt(2 * math.pi))
 _TANH_1 = tl.constexpr(2 * math.sqrt(2 / math.pi))
 _TANH_3 = tl.constexpr(0.044715 * 2 * math.sqrt(2 / math.pi))
+_LARGE = tl.constexpr(2.0**126)
 _SQUARE_LIMIT = tl.constexpr(1e8)
 
 
@@ -39,12 +40,13 @@ _SQUARE_LIMIT = tl.constexpr(1e8)
 def _sigmoid(exponent):
     """s = 1 / (1 + 2^exponent), and 1 - s, both to a few units in the last place.
 
-    A quotient takes eight instructions, the square of a reciprocal root two. Above 126, s is no normal number any more.
+    A quotient takes eight instructions, the square of a reciprocal root two. Where s is zero, so is the other: what
+    both of them multiply is zero.
     """
-    e = tl.exp2(tl.minimum(exponent, 126.0))
+    e = tl.exp2(exponent)
     root = tl.rsqrt(1.0 + e)
     s = root * root
-    return s, e * s
+    return s, tl.minimum(e, _LARGE) * s
 
 
 @triton.jit
@@ -195,8 +197,8 @@ def _silu_glu_backward_kernel(
     slope = gate * rest * (g * mult)
     write(
         grad * x * (gate + slope) * factor, None, matrix, row, column, mask, rows, width, gate_values_ptr,
-        gate_codes_ptr, gate_transposed_ptr, gate_amax_ptr, gate_scale, gate_seed, gate_stream, gate_first, TO, SCALED, RANDOM_BITS,
-        HARDWARE, CANONICAL,
+        gate_codes_ptr, gate_transposed_ptr, gate_amax_ptr, gate_scale, gate_seed, gate_stream, gate_first, TO, SCALED,
+        RANDOM_BITS, HARDWARE, CANONICAL,
     )  # fmt: skip
 
 

@@ -27,14 +27,17 @@ from fp8sim.triton_kernels.results import (
     zero_of,
 )
 
-LONGEST = 16384
-"""Elements of the longest row that one program holds."""
+LONGEST = {False: 16384, True: 8192}
+"""Elements of the longest row that one program holds, in the forward and in the backward pass, without spills."""
+
+_PIECE = {False: (1, 4096), True: (8, 512)}
+"""Rows and columns of a piece of longer rows; eight rows share a part of the gain's gradient."""
+
+_TURNED = (32, 64)
+"""Rows and columns of a piece that is turned: 32 codes are a sector of memory. Wider ones are computed twice."""
 
 _PROGRAMS = 512
 """Programs that share the rows of a backward pass, if there are enough: each writes a part of the gain's gradient."""
-
-_TALL = (32, 128)
-"""Rows and columns of a piece of rows that do not fit, or of a tile that is turned: 32 codes are a sector of memory."""
 
 
 @triton.jit
@@ -220,6 +223,7 @@ class _Cut(NamedTuple):
     steps: int
     whole: bool
     block: tuple[int, int]
+    warps: int
 
     @property
     def programs(self) -> int:
@@ -228,9 +232,7 @@ class _Cut(NamedTuple):
 
     @property
     def constants(self) -> dict[str, Any]:
-        rows, columns = self.block
-        warps = min(max(rows * columns // 1024, 4), 16)
-        return {"WHOLE": self.whole, "BLOCK_R": rows, "BLOCK_C": columns, "num_warps": warps}
+        return {"WHOLE": self.whole, "BLOCK_R": self.block[0], "BLOCK_C": self.block[1], "num_warps": self.warps}
 
 
 def _cut(shape: tuple[int, ...], forms: Forms, block: tuple[int, int] | None, backward: bool) -> _Cut:
@@ -238,16 +240,22 @@ def _cut(shape: tuple[int, ...], forms: Forms, block: tuple[int, int] | None, ba
     rows = torch.Size(shape[:-1]).numel()
     across = triton.next_power_of_2(columns)
     if block is None:
-        in_pieces = forms.transpose or across > LONGEST
-        if interpreter.is_enabled():
-            block = (64, min(across, 4096 if in_pieces else LONGEST))
-        else:
-            block = _TALL if in_pieces else (max(ELEMENTS // across, 1), across)
+        block = _default_block(across, forms.transpose, backward)
+    warps = min(max(block[0] * block[1] // (512 if backward else 1024), 4), 16)
     if forms.transpose:
-        return _Cut(rows // shape[-2], shape[-2], 1, False, block)
+        return _Cut(rows // shape[-2], shape[-2], 1, False, block, warps)
     whole = block[1] >= columns
     steps = max(rows // (_PROGRAMS * block[0]), 1) if backward and whole else 1
-    return _Cut(1, rows, steps, whole, block)
+    return _Cut(1, rows, steps, whole, block, warps)
+
+
+def _default_block(across: int, transpose: bool, backward: bool) -> tuple[int, int]:
+    """Rows and columns at a time, of rows that `across`, a power of two, is enough for."""
+    if interpreter.is_enabled():
+        return 64, min(across, LONGEST[backward])
+    if transpose:
+        return _TURNED
+    return _PIECE[backward] if across > LONGEST[backward] else (max(ELEMENTS // across, 1), across)
 
 
 def rms_norm(

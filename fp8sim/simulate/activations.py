@@ -161,7 +161,7 @@ def _gate(t: torch.Tensor, kind: str) -> tuple[torch.Tensor, torch.Tensor, torch
     relative = argument_error * argument.abs().clamp(max=2.0**10) + 4
     slope = torch.where(derivative.abs() < 2.0**40, gate * rest * derivative, 0 * derivative)
     gate_error = gate * (rest * relative + 6.4) * _U + _TINY
-    return gate, slope, gate_error, slope.abs() * (relative + 16 + derivative_error) * _U + _TINY
+    return gate, slope, gate_error, slope.abs() * (relative + 16 + derivative_error) * _U + 2**7 * _TINY
 
 
 def _float32(factor: float) -> float:
