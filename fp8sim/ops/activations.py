@@ -166,7 +166,8 @@ def gelu_encode(
     if approximate not in ("none", "tanh"):
         raise ValueError(f"approximate={approximate!r}: use 'none' or 'tanh'")
     forms = form_arguments("gelu", x, fmt, values, **cast)
-    return encoded(_apply(_Gelu, x, approximate, mult, alpha, beta, forms), forms)
+    outputs: tuple[torch.Tensor, ...] = _Gelu.apply(x, approximate, mult, alpha, beta, forms)  # type: ignore[no-untyped-call]
+    return encoded(outputs, forms)
 
 
 def gelu_backward_encode(
@@ -214,7 +215,8 @@ def silu_glu_encode(
     """
     require_pair(x, gate)
     forms = form_arguments("silu_glu", x, fmt, values, **cast)
-    return encoded(_apply(_SiluGlu, x, gate, mult, factor, forms), forms)
+    outputs: tuple[torch.Tensor, ...] = _SiluGlu.apply(x, gate, mult, factor, forms)  # type: ignore[no-untyped-call]
+    return encoded(outputs, forms)
 
 
 def silu_glu_backward_encode(
@@ -242,11 +244,6 @@ def silu_glu_backward_encode(
     forms = form_arguments("silu_glu_backward", x, fmt, **cast)
     outputs = _silu_glu_backward_op(grad.detach(), left, right, gate is None, mult, factor, *forms)
     return tuple(scaled_codes(outputs[i : i + 4], forms) for i in ((0,) if gate is None else (0, 4)))
-
-
-def _apply(function: type[torch.autograd.Function], *args: Any) -> tuple[torch.Tensor, ...]:
-    result: tuple[torch.Tensor, ...] = function.apply(*args)
-    return result
 
 
 def require_float(argument: str, x: torch.Tensor) -> None:

@@ -7,7 +7,8 @@ A kernel computes in float32, so its numbers have an error bound, and its codes 
 count roundings, each u = 2^-24 relative, of these steps: exp2 to 4 u and a reciprocal root to 2.2 u (PTX ISA,
 ex2.approx and rsqrt.approx), erf to 4 u (2 units in the last place, CUDA's libdevice). exp(-a) inherits the error of a,
 times a; 1 / (1 + e) is the square of a reciprocal root, 6.4 u with both roundings. Second orders are covered by a
-hundredth, results below float32's normal numbers by `_TINY`.
+hundredth, results below float32's normal numbers by `_TINY`. The bound is infinite, and NaN allowed, where a product of
+some of the factors overflows on its way to a number that does not, and where infinity meets a gate below 2^-100.
 """
 
 from __future__ import annotations
@@ -96,7 +97,8 @@ def gelu_numbers(x: torch.Tensor, approximate: str, mult: float, factor: float) 
     x, mult, factor = x.double(), _float32(mult), _float32(factor)
     gate, _, gate_error, _ = _gate(mult * x, approximate)
     number = factor * x * gate
-    return number, (factor * x).abs() * gate_error + number.abs() * 2 * _U + _tiny(factor, x)
+    bound = (factor * x).abs() * gate_error + number.abs() * 2 * _U + _tiny(factor, x)
+    return number, _promised(bound, x, gate)
 
 
 def gelu_gradients(
@@ -104,7 +106,7 @@ def gelu_gradients(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`gelu_backward` before it is rounded, and its bound."""
     grad, factor = grad.double(), _float32(factor)
-    return _slope(factor * grad, factor, *_gate(_float32(mult) * x.double(), approximate))
+    return _slope(grad, factor, *_gate(_float32(mult) * x.double(), approximate))
 
 
 def silu_glu_numbers(
@@ -114,7 +116,8 @@ def silu_glu_numbers(
     x, g, factor = x.double(), gate.double(), _float32(factor)
     opened, _, error, _ = _gate(_float32(mult) * g, "sigmoid")
     number = factor * (x * (g * opened))
-    return number, (factor * x * g).abs() * error + number.abs() * 3 * _U + _tiny(factor, x, x * g)
+    bound = (factor * x * g).abs() * error + number.abs() * 3 * _U + _tiny(factor, x, x * g)
+    return number, _promised(bound, x, g * opened)
 
 
 def silu_glu_gradients(
@@ -122,23 +125,31 @@ def silu_glu_gradients(
 ) -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
     """`silu_glu_backward` before it is rounded, and its bounds: of x, and of gate."""
     grad, x, rounded = grad.double(), x.double(), _float32(factor)
-    of_gate, error = _slope(rounded * grad * x, rounded, *_gate(_float32(mult) * gate.double(), "sigmoid"))
+    of_gate, error = _slope(grad * x, rounded, *_gate(_float32(mult) * gate.double(), "sigmoid"))
     error = error + of_gate.abs() * _U + _tiny(rounded, grad * x)
     return silu_glu_numbers(grad, gate, mult, factor), (of_gate, error)
 
 
 def _slope(
-    scaled: torch.Tensor,
+    outer: torch.Tensor,
     factor: float,
     gate: torch.Tensor,
     slope: torch.Tensor,
     gate_error: torch.Tensor,
     slope_error: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """scaled * (G + t G'), and its bound: a sum and two products are rounded."""
-    number = scaled * (gate + slope)
-    bound = scaled.abs() * (gate_error + slope_error) + number.abs() * 3 * _U + _tiny(factor, scaled)
-    return number, bound
+    """factor * outer * (G + t G'), and its bound: a sum and two products are rounded."""
+    number = factor * (outer * (gate + slope))
+    bound = (factor * outer).abs() * (gate_error + slope_error) + number.abs() * 3 * _U + _tiny(factor, outer)
+    return number, _promised(bound, outer, gate + slope)
+
+
+def _promised(bound: torch.Tensor, outer: torch.Tensor, inner: torch.Tensor) -> torch.Tensor:
+    """The bound on outer * inner, but where nothing is promised."""
+    unsure = outer.isinf() & (inner.abs() < 2.0**-100)
+    for step in (outer, outer * inner):
+        unsure = unsure | (step.isfinite() & (step.abs() > 2.0**127))
+    return torch.where(unsure, torch.inf, bound)
 
 
 def _gate(t: torch.Tensor, kind: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
