@@ -241,6 +241,7 @@ def test_gradients(backend: str, grad: str) -> None:
         torch.testing.assert_close(leaf.grad.double(), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # raised by torch's own tracer
 @pytest.mark.parametrize("compiler", ["eager", "aot_eager"])
 def test_compiled_and_checkpointed_gradients_have_the_same_bits(compiler: str) -> None:
     tensors = [*operands(6, 10, count=2), *operands(6, 20, count=1)]

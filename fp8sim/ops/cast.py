@@ -109,6 +109,12 @@ class _Random(NamedTuple):
 
 
 @constant_result
+def format_text(fmt: str | Format) -> str:
+    """The format's one canonical name. ValueError for one that does not exist."""
+    return str(formats.parse(fmt))
+
+
+@constant_result
 def policy_text(fmt: str | Format, rounding: Rounding | str, overflow: Overflow | str) -> tuple[str, Rounding]:
     """The policy as one string, and its mode. ValueError for a format, mode or combination that does not exist."""
     parsed = formats.parse(fmt)
@@ -284,5 +290,5 @@ def decode(codes: _Array, fmt: str | Format, *, dtype: Any = None) -> _Array:
         return casting.decode(codes, fmt, dtype=np.float32 if dtype is None else dtype)
     backend = backends.select("decode", codes.device.type)
     name = "float32" if dtype is None else array_memory.dtype_name(dtype)
-    result: torch.Tensor = _decode_op(codes, str(formats.parse(fmt)), getattr(torch, name), backend)
+    result: torch.Tensor = _decode_op(codes, format_text(fmt), getattr(torch, name), backend)
     return result

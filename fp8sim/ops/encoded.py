@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from fp8sim import backends, casting, formats
 from fp8sim.formats import Format
-from fp8sim.ops.cast import decode, policy_text, random_arguments, random_options
+from fp8sim.ops.cast import decode, format_text, policy_text, random_arguments, random_options
 from fp8sim.ops.encode_scaled import ScaledCodes
 from fp8sim.rounding import Overflow, Rounding
 
@@ -48,15 +48,14 @@ class Encoded(NamedTuple):
             fmt: the format of the codes.
             scale_inv: 1 / scale, a number or one in a tensor, without gradient.
         """
-        policy, _ = policy_text(fmt, Rounding.TIES_TO_EVEN, Overflow.SATURATE)
-        result: torch.Tensor = _Decoded.apply(self.numbers, self.codes, policy, scale_inv)  # type: ignore[no-untyped-call]
+        result: torch.Tensor = _Decoded.apply(self.numbers, self.codes, format_text(fmt), scale_inv)  # type: ignore[no-untyped-call]
         return result
 
 
 class _Decoded(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, numbers: torch.Tensor, codes: torch.Tensor, policy: str, scale_inv: Any) -> torch.Tensor:
-        result: torch.Tensor = decode(codes, policy.split(":")[0], dtype=numbers.dtype) * scale_inv
+    def forward(ctx: Any, numbers: torch.Tensor, codes: torch.Tensor, fmt: str, scale_inv: Any) -> torch.Tensor:
+        result: torch.Tensor = decode(codes, fmt, dtype=numbers.dtype) * scale_inv
         return result
 
     @staticmethod

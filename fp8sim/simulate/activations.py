@@ -106,7 +106,7 @@ def gelu_gradients(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`gelu_backward` before it is rounded, and its bound."""
     grad, factor = grad.double(), _float32(factor)
-    return _slope(grad, factor, *_gate(_float32(mult) * x.double(), approximate))
+    return _slope(grad, factor, _float32(mult) * x.double(), approximate)
 
 
 def silu_glu_numbers(
@@ -125,29 +125,23 @@ def silu_glu_gradients(
 ) -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
     """`silu_glu_backward` before it is rounded, and its bounds: of x, and of gate."""
     grad, x, rounded = grad.double(), x.double(), _float32(factor)
-    of_gate, error = _slope(grad * x, rounded, *_gate(_float32(mult) * gate.double(), "sigmoid"))
+    of_gate, error = _slope(grad * x, rounded, _float32(mult) * gate.double(), "sigmoid")
     error = error + of_gate.abs() * _U + _tiny(rounded, grad * x)
     return silu_glu_numbers(grad, gate, mult, factor), (of_gate, error)
 
 
-def _slope(
-    outer: torch.Tensor,
-    factor: float,
-    gate: torch.Tensor,
-    slope: torch.Tensor,
-    gate_error: torch.Tensor,
-    slope_error: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _slope(outer: torch.Tensor, factor: float, t: torch.Tensor, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
     """factor * outer * (G + t G'), and its bound: a sum and two products are rounded."""
+    gate, slope, gate_error, slope_error = _gate(t, kind)
     number = factor * (outer * (gate + slope))
     bound = (factor * outer).abs() * (gate_error + slope_error) + number.abs() * 3 * _U + _tiny(factor, outer)
-    return number, _promised(bound, outer, gate + slope)
+    return number, _promised(bound, outer, gate + slope, t)
 
 
-def _promised(bound: torch.Tensor, outer: torch.Tensor, inner: torch.Tensor) -> torch.Tensor:
+def _promised(bound: torch.Tensor, outer: torch.Tensor, inner: torch.Tensor, *steps: torch.Tensor) -> torch.Tensor:
     """The bound on outer * inner, but where nothing is promised."""
     unsure = outer.isinf() & (inner.abs() < 2.0**-100)
-    for step in (outer, outer * inner):
+    for step in (outer, outer * inner, *steps):
         unsure = unsure | (step.isfinite() & (step.abs() > 2.0**127))
     return torch.where(unsure, torch.inf, bound)
 
