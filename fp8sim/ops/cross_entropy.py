@@ -82,7 +82,7 @@ class _CrossEntropy(torch.autograd.Function):
         else:
             losses, grad = _op(logits, *options)
         ctx.save_for_backward(grad)
-        ctx.backend, ctx.spent = options[-1], False
+        ctx.backend = options[-1]
         result: torch.Tensor = losses
         return result
 
@@ -90,11 +90,7 @@ class _CrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_losses: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         (grad,) = ctx.saved_tensors
-        if ctx.spent:
-            raise RuntimeError(
-                "this loss has been differentiated before, and its gradient was handed out then: compute the loss anew"
-            )
-        ctx.spent = True
+        # Changes what was saved, so that autograd refuses a second time.
         _scale_op(grad, grad_losses, ctx.backend)
         return grad, None, None
 
@@ -136,7 +132,7 @@ def cross_entropy(
     Raises:
         TypeError, ValueError: dtypes, shapes or devices that do not fit, an unknown reduction, a multiplier that is not
             positive, smoothing outside 0 .. 1; `in_place` of a leaf that requires a gradient, or of rows with gaps.
-        RuntimeError: the loss is differentiated again.
+        RuntimeError: from autograd, when the loss is differentiated again, or something needs the lost logits.
     """
     _require(logits, target, weight)
     if reduction not in _REDUCTIONS:

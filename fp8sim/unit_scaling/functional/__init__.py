@@ -23,6 +23,12 @@ from fp8sim.unit_scaling.functional.activations import (
 )
 from fp8sim.unit_scaling.functional.attention import scaled_dot_product_attention, softmax
 from fp8sim.unit_scaling.functional.common import UNIT_SCALED, batch_parts
+from fp8sim.unit_scaling.functional.encoding import (
+    fused_cross_entropy,
+    gelu_encode,
+    rms_norm_encode,
+    silu_glu_encode,
+)
 from fp8sim.unit_scaling.functional.losses import cross_entropy, mse_loss
 from fp8sim.unit_scaling.functional.products import conv1d, linear, linear_readout, matmul
 from fp8sim.unit_scaling.functional.sums import add, residual_add, residual_apply, residual_split
@@ -36,7 +42,9 @@ __all__ = [
     "cross_entropy",
     "dropout",
     "embedding",
+    "fused_cross_entropy",
     "gelu",
+    "gelu_encode",
     "layer_norm",
     "linear",
     "linear_readout",
@@ -48,10 +56,12 @@ __all__ = [
     "residual_apply",
     "residual_split",
     "rms_norm",
+    "rms_norm_encode",
     "scaled_dot_product_attention",
     "sigmoid",
     "silu",
     "silu_glu",
+    "silu_glu_encode",
     "softmax",
     "tanh",
 ]
