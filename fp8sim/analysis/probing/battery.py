@@ -9,7 +9,6 @@ import numpy as np
 
 from fp8sim.analysis.probing.instruments import Instrument, Interface, dots
 from fp8sim.analysis.probing.operands import CATEGORIES, Array, Random, accumulators, case, overflow, raw, wide, width
-from fp8sim.analysis.probing.terms import exponents
 from fp8sim.mma import Adder, MmaModel
 
 ROWS = 48
@@ -40,8 +39,6 @@ def batches(takes: Interface, rows: int = ROWS, seed: int = 0) -> Iterator[Batch
     yield _cancelled(takes, rows, np.random.default_rng([seed, rows, 1]))
     if takes.scale_block is not None:
         yield _far_scales(takes, rows, np.random.default_rng([seed, rows, 2]))
-    if takes.scale_format == "e8m0":
-        yield _small_scales(takes, 4 * rows, np.random.default_rng([seed, rows, 3]))
 
 
 def _of_category(takes: Interface, category: str, rows: int, seed: int) -> Batch:
@@ -87,17 +84,6 @@ def _far_scales(takes: Interface, rows: int, rng: Random) -> Batch:
     assert c is not None
     c *= (2.0 ** rng.integers(-30, 6, rows)).astype(c.dtype)
     return Batch("far scales", a, b, c.view(takes.accumulator_bits), scales)
-
-
-def _small_scales(takes: Interface, rows: int, rng: Random) -> Batch:
-    """Scale factors that make products as small as the smallest results, some of them zero."""
-    shape = (rows, takes.k)
-    a, b = (np.where(rng.random(shape) < 0.1, 0, wide(rng, fmt, shape)) for fmt in (takes.a_format, takes.b_format))
-    blocks = (rows, -(-takes.k // takes.scale_block)) if takes.scale_block else (rows, 1)
-    highest = sum(exponents(fmt)[1] for fmt in (takes.a_format, takes.b_format))
-    scales = (np.full(blocks, 127 - 70 - highest // 2, np.uint8), rng.integers(42, 56, blocks).astype(np.uint8))
-    c = np.zeros(rows, takes.accumulator_bits)
-    return Batch("small scales", a.astype(np.uint8), b.astype(np.uint8), c, scales)
 
 
 def has_one_nan(model: MmaModel) -> bool:
