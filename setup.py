@@ -32,6 +32,8 @@ ISA_FLAGS = {"avx2": AVX2_FLAGS, "avx512": AVX512_FLAGS}
 
 # A100, H100/H200 with its architecture-specific instructions, and PTX for every later device.
 NVCC_TARGETS = ["arch=compute_80,code=sm_80", "arch=compute_90a,code=sm_90a", "arch=compute_90,code=compute_90"]
+# Probes run on Ada, too, whose FP8 instructions are its own.
+NVCC_MORE_TARGETS = {"probe": ["arch=compute_89,code=sm_89"]}
 NVCCFLAGS = ["-std=c++17", "-O3", "--fmad=false", "--threads=2", "-cudart=static"]
 NVCC_HOST_FLAGS = "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-Wextra"
 
@@ -139,7 +141,8 @@ class BuildExt(build_ext):
     def compile_cuda(self, ext: Extension, source: str) -> str:
         target = Path(self.build_temp, source).with_suffix(".cu.o")
         target.parent.mkdir(parents=True, exist_ok=True)
-        targets = [f"-gencode={pair}" for pair in NVCC_TARGETS]
+        wanted = [*NVCC_TARGETS, *NVCC_MORE_TARGETS.get(Path(source).stem, [])]
+        targets = [f"-gencode={pair}" for pair in wanted]
         includes = [f"-I{directory}" for directory in ext.include_dirs]
         self.nvcc([*NVCCFLAGS, NVCC_HOST_FLAGS, *targets, *includes, "-c", source, "-o", str(target)])
         return str(target)

@@ -2,6 +2,7 @@
 #include <string>
 
 #include "cuda/bind_memory.hpp"
+#include "cuda/bind_probe.hpp"
 #include "cuda/cast.hpp"
 
 namespace py = pybind11;
@@ -82,6 +83,7 @@ PYBIND11_MODULE(_cuda, module) {
     module.def("decode", &decode_memory, source, target, size, code_dtype, dtype, conversion, cuda_stream);
     define_encode_scaled(module);
     define_matmul(module);
+    bind_probe(module);
 }
 
 }  // namespace fp8sim
