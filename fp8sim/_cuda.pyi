@@ -123,3 +123,34 @@ def matmul(
     float32, one for each row of a and of b, with strides likewise; a null address is 1. Order of additions:
     `fp8sim.cuda.matmul.plan_of`.
     """
+
+def probe(
+    instruction: str,
+    a: int,
+    b: int,
+    c: int,
+    d: int,
+    cases: int,
+    steps: int = 1,
+    variant: str = "shared",
+    cuda_stream: int = 0,
+) -> None:
+    """d = c + a · bᵀ by one tensor-core instruction, or `steps` of them after each other, on raw bits.
+
+    a [cases, M, steps * K] and b [cases, N, steps * K] are codes with k contiguous, c and d [cases, M, N] the
+    accumulator's bits; all at multiples of 8 bytes. d may be c, and overlaps nothing else. With c = 0, a null pointer,
+    wgmma is told to ignore what is in its registers.
+
+    Args:
+        instruction: a name of `probe_instructions()`; the device has it, or ValueError says which device would.
+        cases: up to 2^31. Each is one tile of the instruction.
+        steps: 1 to 8; all in the same registers.
+        variant: how a reaches wgmma: "shared" memory, "registers", or shared memory and "negated" by the instruction.
+    """
+
+def probe_instructions() -> list[tuple[str, str, int, int, int, int, bool, bool]]:
+    """The instructions that `probe` knows.
+
+    Of each: its name in PTX without .sync and .aligned; part of the kernel's name in machine code; M; N; K; the least
+    compute capability, 10 * major + minor; whether later devices have it too; whether it has variants.
+    """

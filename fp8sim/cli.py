@@ -163,6 +163,53 @@ def explain_command(
     raise typer.Exit(0 if explanation.classes else 1)
 
 
+@app.command("probe")
+def probe_command(
+    stand_in: Annotated[
+        str | None, typer.Option(help="Probe the simulator of this architecture, such as sm90, instead of a GPU.")
+    ] = None,
+    instruction: Annotated[
+        list[str] | None, typer.Option(help="An instruction, or the beginning of its name; repeat for more.")
+    ] = None,
+    random: Annotated[int, typer.Option(min=0, help="Outputs of random bits to compare, of each instruction.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the random bits.")] = 0,
+    golden: Annotated[Path | None, typer.Option(help="Write golden vectors to this folder.")] = None,
+    gemm_k: Annotated[
+        str, typer.Option(help="K of the GEMMs whose order is probed; '' for none.")
+    ] = "128,512,1024,4096",
+    evidence: Annotated[
+        Path | None, typer.Option(help="Probe nothing: which evidence the golden vectors of this folder are, as JSON.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for probe.json and for cases that differ.")] = Path(),
+    json_to: Annotated[str | None, typer.Option("--json", help="'-' prints probe.json instead of text.")] = None,
+) -> None:
+    """What do this GPU's tensor cores compute, and does the simulator reproduce every bit?
+
+    Exit code 0: it does. 1: something differs. 3: it could not run.
+    """
+    from fp8sim.analysis import probing
+
+    if json_to not in (None, "-"):
+        raise ValueError(f"--json {json_to}: only '-' (standard output); the file is written to --out anyway")
+    if evidence is not None:
+        print(json.dumps(probing.evidence(evidence), indent=1))
+        raise typer.Exit
+    options = probing.Options(
+        stand_in=stand_in,
+        instructions=tuple(instruction or ()),
+        random=random,
+        seed=seed,
+        golden=golden,
+        lengths=probing.parse_lengths(gemm_k),
+        out=out,
+    )
+    with _progress(probing.total_advances(options)) as advance:
+        report = probing.run(options, advance)
+    path = probing.write(report, out)
+    print(json.dumps(report.to_dict()) if json_to else f"{probing.terminal(report)}\n{path}")
+    raise typer.Exit(1 if report.surprises else 0)
+
+
 @app.command("coord-check")
 def coord_check_command(
     factory: Annotated[

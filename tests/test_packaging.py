@@ -67,7 +67,7 @@ def test_wheel_has_one_top_level_name(wheel_files):
 def test_wheel_has_every_python_file_and_its_data(wheel_files):
     wanted = {
         path
-        for pattern in ("*.py", "*.pyi", "py.typed", "*.html", "*.j2")
+        for pattern in ("*.py", "*.pyi", "py.typed", "*.html", "*.j2", "*.json")
         for path in ROOT.glob(f"fp8sim/**/{pattern}")
     }
     assert {path.relative_to(ROOT).as_posix() for path in wanted} <= set(wheel_files)

@@ -106,8 +106,8 @@ void probe(const std::string& name, uintptr_t a, uintptr_t b, uintptr_t c, uintp
 py::list instructions() {
     py::list found;
     for (const ProbeInstruction* row = probe_instructions(); row->name != nullptr; ++row) {
-        found.append(py::make_tuple(row->name, row->m, row->n, row->k, row->least_capability, row->on_later_devices,
-                                    row->has_variants));
+        found.append(py::make_tuple(row->name, row->kernel, row->m, row->n, row->k, row->least_capability,
+                                    row->on_later_devices, row->has_variants));
     }
     return found;
 }

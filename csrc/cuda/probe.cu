@@ -377,15 +377,24 @@ void launch_wgmma(const ProbeJob& job, cudaStream_t stream) {
 }
 
 #define FP8SIM_MMA_ROW(NAME, SHAPE, PTX, D, A, B, K, BYTES, ACCUMULATOR, CAPABILITY) \
-    {"mma." #PTX "." #D "." #A "." #B "." #D, SHAPE::kM, SHAPE::kN, K, BYTES, ACCUMULATOR, CAPABILITY, true, false},
+    {"mma." #PTX "." #D "." #A "." #B "." #D,                                       \
+     "Mma" #NAME,                                                                    \
+     SHAPE::kM,                                                                      \
+     SHAPE::kN,                                                                      \
+     K,                                                                              \
+     BYTES,                                                                          \
+     ACCUMULATOR,                                                                    \
+     CAPABILITY,                                                                     \
+     true,                                                                           \
+     false},
 #define FP8SIM_WGMMA_ROW(NAME, SHAPE, PTX, D, A, B, K, BYTES, ACCUMULATOR, BOTH, ONE) \
-    {"wgmma." #PTX "." #D "." #A "." #B, kRowsA, kRowsB, K, BYTES, ACCUMULATOR, 90, false, true},
+    {"wgmma." #PTX "." #D "." #A "." #B, "Wgmma" #NAME, kRowsA, kRowsB, K, BYTES, ACCUMULATOR, 90, false, true},
 #define FP8SIM_MMA_LAUNCH(NAME, SHAPE, PTX, D, A, B, K, BYTES, ACCUMULATOR, CAPABILITY) launch_mma<Mma##NAME>,
 #define FP8SIM_WGMMA_LAUNCH(NAME, SHAPE, PTX, D, A, B, K, BYTES, ACCUMULATOR, BOTH, ONE) launch_wgmma<Wgmma##NAME>,
 #define FP8SIM_EVERY(MMA, WGMMA) FP8SIM_MMA_HALF(MMA) FP8SIM_MMA_FP8(MMA) FP8SIM_MMA_F64(MMA) FP8SIM_WGMMA(WGMMA)
 
 constexpr ProbeInstruction kInstructions[] = {
-    FP8SIM_EVERY(FP8SIM_MMA_ROW, FP8SIM_WGMMA_ROW){nullptr, 0, 0, 0, 0, 0, 0, false, false}};
+    FP8SIM_EVERY(FP8SIM_MMA_ROW, FP8SIM_WGMMA_ROW){nullptr, nullptr, 0, 0, 0, 0, 0, 0, false, false}};
 
 using Launch = void (*)(const ProbeJob&, cudaStream_t);
 constexpr Launch kLaunches[] = {FP8SIM_EVERY(FP8SIM_MMA_LAUNCH, FP8SIM_WGMMA_LAUNCH)};

@@ -11,7 +11,8 @@ namespace fp8sim {
 enum class ProbeVariant : int { kShared = 0, kRegisters = 1, kNegated = 2 };
 
 struct ProbeInstruction {
-    const char* name;  // as in PTX, without .sync and .aligned
+    const char* name;    // as in PTX, without .sync and .aligned
+    const char* kernel;  // part of the kernel's name in machine code
     int m;
     int n;
     int k;

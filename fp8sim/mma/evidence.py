@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 
 CATEGORIES = ("normal", "nonzero_c", "chains", "subnormals", "zero_terms", "overflow", "specials")
@@ -90,6 +92,13 @@ CAPTURED: Mapping[str, Capture] = MappingProxyType(
 4.5 in magnitude, without infinities and NaN; no output is subnormal or overflows."""
 
 
+PROBED_FILE = Path(__file__).with_name("probed.json")
+
+PROBED: Mapping[str, Mapping[str, Mapping[str, int]]] = MappingProxyType(json.loads(PROBED_FILE.read_text()))
+"""What fp8sim's own golden vectors confirm: instruction -> category -> device -> outputs. `fp8sim probe --evidence`
+writes the file from tests/golden; nobody edits it."""
+
+
 def evidence_of(name: str, unit: str | None, others: str) -> dict[str, Evidence]:
     """The evidence of an instruction, by category.
 
@@ -99,15 +108,26 @@ def evidence_of(name: str, unit: str | None, others: str) -> dict[str, Evidence]
         others: "reference" or "inferred", for what the captures do not show.
     """
     found = dict.fromkeys(CATEGORIES, Evidence(others))
-    if unit is None:
-        return found
-    capture = CAPTURED[unit]
-    found["normal"] = _hardware(capture.devices)
-    if capture.nonzero_c:
-        found["nonzero_c"] = _hardware(capture.nonzero_c)
-    if capture.chained and unit == name:
-        found["chains"] = _hardware(capture.devices)
-    return found
+    if unit is not None:
+        capture = CAPTURED[unit]
+        found["normal"] = _hardware(capture.devices)
+        if capture.nonzero_c:
+            found["nonzero_c"] = _hardware(capture.nonzero_c)
+        if capture.chained and unit == name:
+            found["chains"] = _hardware(capture.devices)
+    return with_probes(found, PROBED.get(name, {}))
+
+
+def with_probes(found: Mapping[str, Evidence], probed: Mapping[str, Mapping[str, int]]) -> dict[str, Evidence]:
+    """Evidence with what was probed added: devices that are not named yet, and outputs of all."""
+    return {category: _and_probes(before, probed.get(category, {})) for category, before in found.items()}
+
+
+def _and_probes(before: Evidence, outputs: Mapping[str, int]) -> Evidence:
+    if not outputs:
+        return before
+    devices = tuple(dict.fromkeys((*before.devices, *outputs)))
+    return Evidence("hardware", devices, before.outputs + sum(outputs.values()))
 
 
 def _hardware(devices: tuple[str, ...]) -> Evidence:

@@ -62,7 +62,9 @@ def _cancelled(takes: Interface, rows: int, rng: Random) -> Batch:
     zeros[every[:, None], places] = False
     a[zeros] = 0
     c = rng.standard_normal(rows) * 2.0 ** rng.integers(-12, 4, rows)
-    return Batch("cancelled", a, b, c.astype(takes.accumulator).view(takes.accumulator_bits), _near_scales(takes, a, rng))
+    return Batch(
+        "cancelled", a, b, c.astype(takes.accumulator).view(takes.accumulator_bits), _near_scales(takes, a, rng)
+    )
 
 
 def _near_scales(takes: Interface, a: Array, rng: Random) -> tuple[Array, ...]:

@@ -150,24 +150,30 @@ def dots(
 ) -> np.ndarray[Any, Any]:
     """Single sums of products: the bits of d [R] for operands [R, K] and c [R] (None: +0).
 
-    An instrument of M by N outputs has them on its diagonal, min(M, N) at a time, beside rows of zeros.
-
     Args:
         scales: a_scales and b_scales, [R, blocks]; left out they are 1.
     """
-    takes, (m, n) = instrument.takes, instrument.tile
-    rows, side = len(a), min(m, n)
+    inputs, places = on_diagonals(instrument.takes, instrument.tile, a, b, c, *scales)
+    return instrument.run(inputs)[places]
+
+
+def on_diagonals(
+    takes: Interface, tile: tuple[int, int], a: Array, b: Array, c: Array | None = None, *scales: Array | None
+) -> tuple[Inputs, tuple[Array, Array, Array]]:
+    """Sums [R] as cases of M by N outputs, min(M, N) on each diagonal, beside rows of zeros; and their places in d."""
+    (m, n), rows = tile, len(a)
+    side = min(m, n)
     cases = -(-rows // side)
     start = np.zeros(rows, takes.accumulator_bits) if c is None else c
     at = np.arange(rows)
-    place = (at // side, at % side)
+    place, in_case = (at // side, at % side), at % side
     inputs = Inputs(
         _placed(a, (cases, m, a.shape[1]), place, operand_dtype(takes.a_format)),
         _placed(b, (cases, n, b.shape[1]), place, operand_dtype(takes.b_format)),
-        _placed(start, (cases, m, n), (*place, at % side), takes.accumulator_bits),
+        _placed(start, (cases, m, n), (*place, in_case), takes.accumulator_bits),
         *_placed_scales(takes, scales, (m, n), cases, place, a.shape[1]),
     )
-    return instrument.run(inputs)[(*place, at % side)]
+    return inputs, (*place, in_case)
 
 
 def _placed(x: Array, shape: tuple[int, ...], place: tuple[Array, ...], dtype: str) -> Array:

@@ -163,7 +163,8 @@ def accumulators(rng: Random, category: str, takes: Takes, shape: tuple[int, ...
         return (any_bits & keep).view(takes.accumulator)
     if category == "overflow":
         return None
-    return (rng.standard_normal(shape) * 2.0 ** rng.integers(-6, 6)).astype(takes.accumulator)
+    near: Array = (rng.standard_normal(shape) * 2.0 ** rng.integers(-6, 6)).astype(takes.accumulator)
+    return near
 
 
 def case(takes: Takes, category: str, m: int, n: int, k: int, seed: int = 0) -> Case:

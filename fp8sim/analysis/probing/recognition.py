@@ -139,8 +139,9 @@ def _comparable(value: Value, model: MmaModel) -> Value:
     if has_one_nan(model) or not isinstance(value, str):
         return value
     infinity = {"float32": 0x7F800000, "float64": 0x7FF0000000000000}.get(model.accumulator, 0x7C00)
-    return " ".join("NaN" if _is_hexadecimal(word) and _magnitude(word, model) > infinity else word
-                    for word in value.split(" "))
+    return " ".join(
+        "NaN" if _is_hexadecimal(word) and _magnitude(word, model) > infinity else word for word in value.split(" ")
+    )
 
 
 def _is_hexadecimal(word: str) -> bool:
@@ -170,13 +171,15 @@ def _variants(model: MmaModel) -> Iterator[tuple[Change, StandIn]]:
                 changed = dataclasses.replace(model, **{field: value})
                 yield Change(model.name, field, _text(before), _text(value)), StandIn(changed)
     for names in ("a", "b", "ab", "c", "d", "abcd"):
-        yield Change(model.name, "subnormals", "kept", f"of {', '.join(names)} flushed"), StandIn(
-            model, flushes=frozenset(names)
+        yield (
+            Change(model.name, "subnormals", "kept", f"of {', '.join(names)} flushed"),
+            StandIn(model, flushes=frozenset(names)),
         )
     if model.terms < model.k:
         yield Change(model.name, "steps", "ascending", "descending"), StandIn(model, descending=True)
-    yield Change(model.name, "c", "a term of the first step", "added afterwards, ties to even"), StandIn(
-        model, c_last=True
+    yield (
+        Change(model.name, "c", "a term of the first step", "added afterwards, ties to even"),
+        StandIn(model, c_last=True),
     )
 
 
@@ -206,9 +209,13 @@ def _outputs(model: MmaModel) -> list[Output]:
     """Roundings to the same accumulator."""
     known = [output for output in Output if output.accumulator == model.accumulator]
     full = max(output.kept_bits for output in known)
-    toward_zero = [] if any(not output.to_nearest for output in known) else [
-        cast(Output, _Rounding(f"RZ-FP{model.accumulator.removeprefix('float')}", model.accumulator, full, False))
-    ]
+    toward_zero = (
+        []
+        if any(not output.to_nearest for output in known)
+        else [
+            cast(Output, _Rounding(f"RZ-FP{model.accumulator.removeprefix('float')}", model.accumulator, full, False))
+        ]
+    )
     return [*known, *toward_zero]
 
 
