@@ -1,6 +1,6 @@
 """What a tensor core computes, asked of it: its arithmetic measured, recognised, and compared with the simulator."""
 
-from fp8sim.analysis.probing.goldens import Golden, capture, compare, confirmed, evidence, load, load_all, save
+from fp8sim.analysis.probing.goldens import Golden, capture, compare_golden, confirmed, evidence, load, load_all, save
 from fp8sim.analysis.probing.instruments import Inputs, Instrument, Interface, StandIn
 from fp8sim.analysis.probing.measuring import PROPERTIES, measure
 from fp8sim.analysis.probing.recognition import Change, Recognition, recognise
@@ -21,7 +21,7 @@ __all__ = [
     "StandIn",
     "Tally",
     "capture",
-    "compare",
+    "compare_golden",
     "confirmed",
     "evidence",
     "load",

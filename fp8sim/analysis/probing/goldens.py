@@ -115,10 +115,10 @@ def load(path: Path) -> Golden:
         ValueError: not such a file, or one of another schema.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
         head = json.loads(str(arrays.pop("about")))
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise ValueError(
             f"{path}: no file of golden vectors ({error}); 'fp8sim probe --golden FOLDER' writes them"
         ) from error
@@ -159,7 +159,7 @@ class Comparison:
     first: str
 
 
-def compare(golden: Golden, model: MmaModel | None = None) -> Comparison:
+def compare_golden(golden: Golden, model: MmaModel | None = None) -> Comparison:
     """Golden vectors with the row that they are of, or with another."""
     row = mma.parse(golden.row) if model is None else model
     compared = differing = 0
@@ -180,7 +180,7 @@ def compare(golden: Golden, model: MmaModel | None = None) -> Comparison:
 def confirmed(golden: Golden) -> dict[str, int]:
     """Category of `mma.CATEGORIES` -> outputs that exercise it; nothing unless every output is reproduced."""
     model = mma.parse(golden.row)
-    if compare(golden).differing:
+    if compare_golden(golden).differing:
         return {}
     counts: dict[str, int] = {}
     for inputs, d in golden.parts.values():
@@ -231,7 +231,7 @@ class _Kinds:
 
 def _either(a: Array, b: Array) -> Array:
     """Of [cases, M, K] and [cases, N, K]: whether any of the operands of an output [cases, M, N] is one."""
-    found: Array = a.any(-1)[:, :, None] | b.any(-1)[:, None, :]
+    found: Array = np.logical_or.reduce(a, -1)[:, :, None] | np.logical_or.reduce(b, -1)[:, None, :]
     return found
 
 

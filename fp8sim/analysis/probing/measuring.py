@@ -34,7 +34,7 @@ PROPERTIES: Mapping[str, str] = {
     "steps": "which end of K is added first",
     "chain": "the same, of two instructions",
     "c_fraction_bits": "largest n for which M - M + c keeps c = 2^-n M",
-    "result_bits": "largest n for which c = 1 + 2^-n returns when nothing is added",
+    "result_bits": "fraction bits that a result has: n for which 1 + 2^-n returns, as c alone or as half of a sum",
     "rounding": "of halves of the result's last bit",
     "overflow": "what the largest number and its last bit add up to",
     "zero_exponent": "exponent of a term that is zero, from the sums that it cuts",
@@ -54,8 +54,18 @@ PROPERTIES: Mapping[str, str] = {
 
 
 def _result_bits(ruler: Ruler) -> int:
-    n = range(1, ruler.fraction_bits + 1)
-    return last_true(ruler.results([Sum({}, 1 + 2.0**-i) for i in n]) != 1)
+    """c alone is cut to F bits; a sum that carries, of c = 1, a product of 1 and one of 2^(1-n), is not."""
+    n = np.arange(1, ruler.fraction_bits + 1)
+    alone = ruler.results([Sum({}, 1 + 2.0 ** -int(i)) for i in n]) == 1 + 2.0**-n
+    found = last_true(alone)
+    if ruler.takes.k >= 2:
+        n = np.array([i for i in n if ruler.can_make(0) and ruler.can_make(1 - int(i))])
+        sums = [Sum({0: (1, 0), 1: (1, 1 - int(i))}, 1.0) for i in n]
+        carried = (
+            [int(i) for i, d in zip(n, ruler.results(sums), strict=True) if d == 2 + 2.0 ** (1 - i)] if sums else []
+        )
+        found = max([found, *carried])
+    return found
 
 
 _ROUNDINGS: dict[tuple[int, ...], str] = {

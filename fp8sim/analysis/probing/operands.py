@@ -160,7 +160,8 @@ def accumulators(rng: Random, category: str, takes: Takes, shape: tuple[int, ...
         return any_bits.view(takes.accumulator)
     if category in ("zeros", "subnormals"):
         keep = unsigned.type((1 << (4 * unsigned.itemsize)) | (1 << (8 * unsigned.itemsize - 1)))
-        return (any_bits & keep).view(takes.accumulator)
+        small: Array = (any_bits & keep).view(takes.accumulator)
+        return small
     if category == "overflow":
         return None
     near: Array = (rng.standard_normal(shape) * 2.0 ** rng.integers(-6, 6)).astype(takes.accumulator)

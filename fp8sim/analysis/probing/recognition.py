@@ -126,9 +126,9 @@ def recognise(instrument: Instrument) -> Recognition:
 
 
 def _candidates(takes: Interface) -> list[list[MmaModel]]:
-    """The rows that take the same operands, those of one arithmetic together."""
+    """The rows that take the same operands, those of one arithmetic together, one of the instrument's name first."""
     groups: dict[tuple[int, ...], list[MmaModel]] = {}
-    for model in MODELS.values():
+    for model in sorted(MODELS.values(), key=lambda model: model.name != takes.name):
         if takes.fits(model):
             groups.setdefault(tuple(core_fields(model)), []).append(model)
     return list(groups.values())
