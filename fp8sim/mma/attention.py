@@ -40,7 +40,7 @@ class AttentionPlan:
         l  = l 2^(c (m - m')) + sum(p)
         o  = o 2^(c (m - m')) + cast(p) v     the products' chain starts at the rescaled o
 
-    and the output is o / l. The offset multiplies numerator and denominator alike, and moves p into the part of its
+    and the output is o / l. c m' - p_offset is one FMA, too. The offset multiplies numerator and denominator alike, and moves p into the part of its
     format where it keeps its precision. A maximum that is kept lets p exceed 2^p_offset, by up to 2^rescale_above.
 
     Attributes:
@@ -155,6 +155,13 @@ _READERS: Mapping[str, Callable[[str], object]] = MappingProxyType(
         "mixed": lambda value: plans.parse(value.replace(",", ";")),
     }
 )
+
+
+
+def base2_scale(scale: float, query_scale_inv: float = 1.0, key_scale_inv: float = 1.0) -> float:
+    """c, by which q k^T is multiplied to be an exponent of 2, before it is rounded to float32."""
+    return scale * query_scale_inv * key_scale_inv * math.log2(math.e)
+
 
 _FA4 = AttentionPlan(p_offset=8.0, rescale_above=4.0, logits=GemmPlan("sm100.tcgen05"), mixed=GemmPlan("sm100.tcgen05"))
 

@@ -33,17 +33,20 @@ class AttentionResult:
     """What a fused kernel computes.
 
     Attributes:
-        output: [..., H, L, E] float32: o / l times the factor of v, unrounded; 0 in rows that see no key.
+        output: [..., H, L, E] float32: o / l times the factors, unrounded; 0 in rows that see no key.
         p_codes: [..., H, L, S], the probabilities' codes in the plan's format, relative to the maximum of their time;
             code 0 where a key is not seen.
         denominator: [..., H, L] float32, l.
         maximum: [..., H, L] float32, m, in units of q k^T; -inf in rows that see no key.
+        lse: [..., H, L] float32, log2 of the denominator, relative to a logit of 0 and without the plan's offset:
+            c m + (log2(l) - p_offset), so that 2^(c s - lse) are the row's probabilities; +inf in rows that see no key.
     """
 
     output: torch.Tensor
     p_codes: torch.Tensor
     denominator: torch.Tensor
     maximum: torch.Tensor
+    lse: torch.Tensor
 
 
 def attention(
@@ -56,9 +59,11 @@ def attention(
     attn_mask: torch.Tensor | None = None,
     is_causal: bool = False,
     window: int | None = None,
+    lower_right: bool = False,
     query_scale_inv: float = 1.0,
     key_scale_inv: float = 1.0,
     value_scale_inv: float = 1.0,
+    output_factor: float = 1.0,
 ) -> AttentionResult:
     """softmax(scale * query @ key^T) @ value as a kernel that follows `plan` computes it.
 
@@ -75,7 +80,9 @@ def attention(
         attn_mask: [L, S] bool, True where a key is seen; None: everywhere.
         is_causal: query i sees keys 0 .. i, in addition.
         window: query i sees keys i - window + 1 .. i, in addition.
+        lower_right: for both, query i stands at key i + S - L instead of i, so that the last query sees the last key.
         query_scale_inv, key_scale_inv, value_scale_inv: factors of the operands; the first two multiply the scale.
+        output_factor: multiplies the output, together with the factor of the values, in float32.
 
     Raises:
         ValueError: shapes that do not fit, a scale that is not positive, an unknown plan or one whose instructions do
@@ -90,8 +97,8 @@ def attention(
     scale = width**-0.5 if scale is None else scale
     if not scale > 0:
         raise ValueError(f"scale={scale}: must be positive")
-    base2 = np.float32(scale * query_scale_inv * key_scale_inv * math.log2(math.e))
-    seen = _visible(length, keys, attn_mask, is_causal, window)
+    base2 = np.float32(plans.base2_scale(scale, query_scale_inv, key_scale_inv))
+    seen = _visible(length, keys, attn_mask, is_causal, window, keys - length if lower_right else 0)
 
     rows = (*batch, heads, length)
     output = np.zeros((*rows, features), np.float32)
@@ -110,9 +117,10 @@ def attention(
                 base2,
                 plan,
             )
-        output[index] = state.finish(np.float32(value_scale_inv), plan)
+        output[index] = state.finish(np.float32(value_scale_inv * output_factor), plan)
         denominator[index], maximum[index] = state.denominator, state.maximum
-    return AttentionResult(*(torch.from_numpy(x) for x in (output, codes, denominator, maximum)))
+    lse = _log2_of_sums(denominator, maximum, base2, plan)
+    return AttentionResult(*(torch.from_numpy(x) for x in (output, codes, denominator, maximum, lse)))
 
 
 @dataclass
@@ -143,7 +151,8 @@ class _Rows:
         before, self.maximum = self.maximum, self._followed(logits.max(1), base2, plan)
         reference = np.where(np.isneginf(self.maximum), np.float32(0), self.maximum)  # rows that see no key yet
         shrink = _exp2(base2 * (before - reference))
-        shift = -(base2 * reference - np.float32(plan.p_offset))
+        offset = np.full(len(reference), plan.p_offset, np.float32)
+        shift = _fused_multiply_add(reference[:, None], -base2, offset)[:, 0]
         exact = _exp2(_fused_multiply_add(logits, base2, shift))
         codes = casting.encode(exact, plan.p_format, overflow=plan.p_overflow)
         kept = (
@@ -176,9 +185,17 @@ def _exp2(x: Float32) -> Float32:
     return np.exp2(x.astype(np.float64)).astype(np.float32)
 
 
+def _log2_of_sums(denominator: Float32, maximum: Float32, base2: np.float32, plan: AttentionPlan) -> Float32:
+    """`AttentionResult.lse`; log2 is rounded correctly."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logarithm = np.log2(denominator.astype(np.float64)).astype(np.float32) - np.float32(plan.p_offset)
+    sums = _fused_multiply_add(maximum.reshape(-1, 1), base2, logarithm.reshape(-1)).reshape(denominator.shape)
+    return np.where(denominator == 0, np.float32(np.inf), sums)
+
+
 def _fused_multiply_add(x: Float32, factor: np.float32, addend: Float32) -> Float32:
     """x [R, C] * factor + addend [R], rounded once."""
-    total = np.ascontiguousarray(np.broadcast_to(addend[:, None], x.shape))
+    total = np.broadcast_to(addend[:, None], x.shape).copy()
     row, column = np.full(x.shape[0], factor, np.float32), np.ones(x.shape[1], np.float32)
     _core.promote(total, np.ascontiguousarray(x), row, column, _FIRST_PRODUCT, _FUSED)
     return total
@@ -191,8 +208,9 @@ def _starts(keys: int, plan: AttentionPlan) -> Sequence[int]:
 
 
 def _visible(
-    length: int, keys: int, attn_mask: torch.Tensor | None, is_causal: bool, window: int | None
+    length: int, keys: int, attn_mask: torch.Tensor | None, is_causal: bool, window: int | None, shift: int
 ) -> NDArray[np.bool_]:
+    """[L, S]: which keys a query sees; query i stands at key i + shift."""
     seen = np.ones((length, keys), bool)
     if attn_mask is not None:
         if attn_mask.dtype != torch.bool or tuple(attn_mask.shape) != (length, keys):
@@ -201,9 +219,9 @@ def _visible(
             )
         seen &= attn_mask.numpy()
     if is_causal or window is not None:
-        seen = np.tril(seen)
+        seen = np.tril(seen, shift)
     if window is not None:
-        seen = np.triu(seen, 1 - window)
+        seen = np.triu(seen, shift + 1 - window)
     return seen
 
 

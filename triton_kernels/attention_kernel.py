@@ -1,0 +1,241 @@
+"""Device functions of fused attention: one program computes a tile of queries against all keys that these see.
+
+Queries are [B, H, L, D], keys [B, G, S, D], values [B, G, S, E], each head of keys and values serving H / G heads of
+queries. An operand is a pointer, or a tensor descriptor, through which Hopper's copy engine loads tiles and puts zeros
+beyond the end. Packed sequences are those of one batch entry, and `starts` says where each begins.
+"""
+
+import triton
+import triton.language as tl
+
+from fp8sim.triton_kernels.matmul_kernel import widen_to_float16
+from fp8sim.triton_kernels.rounding import encode as encode_bits
+
+
+@triton.jit
+def attention_kernel(
+    q,
+    k,
+    v,
+    out_ptr,
+    lse_ptr,
+    q_starts_ptr,
+    k_starts_ptr,
+    sequences,
+    heads,
+    groups,
+    L,
+    S,
+    q_batch,
+    q_head,
+    q_row,
+    k_batch,
+    k_head,
+    k_row,
+    v_batch,
+    v_head,
+    v_row,
+    window,
+    base2,
+    p_offset,
+    rescale_above,
+    factor,
+    Q_E5M2: tl.constexpr,
+    K_E5M2: tl.constexpr,
+    V_E5M2: tl.constexpr,
+    P_TYPE: tl.constexpr,
+    P_TO: tl.constexpr,
+    P_E5M2: tl.constexpr,
+    D: tl.constexpr,
+    E: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    WINDOWED: tl.constexpr,
+    LOWER_RIGHT: tl.constexpr,
+    RAGGED: tl.constexpr,
+    DESCENDING: tl.constexpr,
+    LAGS: tl.constexpr,
+    SUMS_CAST: tl.constexpr,
+    RECIPROCAL: tl.constexpr,
+    LOADS: tl.constexpr,
+    V_TRANSPOSED: tl.constexpr,
+    SEQUENCES: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+):
+    """out = factor * o / l and lse, as `fp8sim.mma.AttentionPlan` has o and l.
+
+    Args:
+        q, k, v: pointers, or descriptors [1, 1, rows, features] if LOADS; that of v has [1, 1, BLOCK_E, BLOCK_N] if
+            V_TRANSPOSED. Rows lie at the strides given; features are contiguous.
+        out_ptr, lse_ptr: [B, H, L, E] and [B, H, L], contiguous.
+        q_starts_ptr, k_starts_ptr: [sequences + 1] int32, the first row of each sequence and the end; None: every batch
+            entry is a sequence of L queries and S keys.
+        window: how many keys a query sees at most, if WINDOWED.
+        base2: what makes of q k^T an exponent of 2. rescale_above: matters if LAGS.
+        Q_E5M2, K_E5M2, V_E5M2: None; or, for uint8 codes that are widened to float16, whether they are E5M2.
+        P_TYPE: what probabilities are multiplied as. P_TO: their format as a Conversion if its codes are found by
+            integer arithmetic, and P_E5M2 as above; None: they are converted by the GPU.
+        LOWER_RIGHT: the last query stands at the last key. RAGGED: S need not be a multiple of BLOCK_N.
+        SUMS_CAST: l adds the cast probabilities.
+    """
+    tile, batch, head = _place(tl.program_id(0), L, heads, BLOCK_M, q_starts_ptr is None)
+    q_first, k_first, rows = 0, 0, L
+    if q_starts_ptr is not None:
+        tile, sequence = _tile_of_sequence(q_starts_ptr, tile, sequences, L, SEQUENCES, BLOCK_M)
+        if sequence >= sequences:
+            return
+        q_first, L = _bounds(q_starts_ptr, sequence, L)
+        k_first, S = _bounds(k_starts_ptr, sequence, S)
+    group = head // (heads // groups)
+    row = tile * BLOCK_M + tl.arange(0, BLOCK_M)
+
+    if LOADS:
+        query = q.load([batch, head, tile * BLOCK_M, 0]).reshape(BLOCK_M, BLOCK_D)
+    else:
+        q += batch.to(tl.int64) * q_batch + head.to(tl.int64) * q_head
+        k += batch.to(tl.int64) * k_batch + group.to(tl.int64) * k_head
+        v += batch.to(tl.int64) * v_batch + group.to(tl.int64) * v_head
+        query = _rows(q, q_first, tile * BLOCK_M, L, q_row, D, BLOCK_M, BLOCK_D)
+    if Q_E5M2 is not None:
+        query = widen_to_float16(query, Q_E5M2)
+
+    shift = S - L if LOWER_RIGHT else 0
+    position = row + shift
+    first, last = tile * BLOCK_M + shift, tl.minimum(tile * BLOCK_M + BLOCK_M, L) - 1 + shift
+    # Blocks of keys: from `begin` on some query sees some key, from `whole` on all see all; up to `partial`, and `end`.
+    begin, whole, partial, end = 0, 0, S // BLOCK_N, tl.cdiv(S, BLOCK_N)
+    if CAUSAL:
+        partial = tl.minimum(tl.maximum(first + 1, 0), S) // BLOCK_N
+        end = tl.cdiv(tl.minimum(tl.maximum(last + 1, 0), S), BLOCK_N)
+    if WINDOWED:
+        begin = tl.minimum(tl.maximum(first - window + 1, 0) // BLOCK_N, end)
+        whole = tl.minimum(tl.cdiv(tl.maximum(last - window + 1, 0), BLOCK_N), end)
+        partial = tl.maximum(partial, whole)
+
+    scale = tl.full([], base2, tl.float32)
+    offset = tl.full([BLOCK_M], p_offset, tl.float32)
+    m = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    l = tl.zeros([BLOCK_M], tl.float32)
+    o = tl.zeros([BLOCK_M, BLOCK_E], tl.float32)
+    for turn in tl.static_range(3):
+        PART: tl.constexpr = 2 - turn if DESCENDING else turn
+        MASKED: tl.constexpr = PART != 1
+        if PART == 0:
+            start, stop = begin, whole
+        elif PART == 1:
+            start, stop = whole, partial
+        else:
+            start, stop = partial, end
+        if PART == 1 or (PART == 0 and WINDOWED) or (PART == 2 and (CAUSAL or RAGGED)):
+            for step in tl.range(start, stop):
+                block = (start + stop - 1 - step if DESCENDING else step) * BLOCK_N
+                if LOADS:
+                    key = k.load([batch, group, block, 0]).reshape(BLOCK_N, BLOCK_D)
+                else:
+                    key = _rows(k, k_first, block, S, k_row, D, BLOCK_N, BLOCK_D)
+                if K_E5M2 is not None:
+                    key = widen_to_float16(key, K_E5M2)
+                s = tl.dot(query, key.T)
+                if MASKED:
+                    s = tl.where(_seen(block, position, S, window, CAUSAL, WINDOWED, BLOCK_N), s, float("-inf"))
+
+                followed = tl.maximum(m, tl.max(s, 1))
+                if LAGS:
+                    keeps = scale * (followed - m) <= tl.full([], rescale_above, tl.float32)
+                    followed = tl.where(keeps, m, followed)
+                reference = tl.where(followed == float("-inf"), 0.0, followed)  # rows that see no key yet
+                shrink = tl.exp2(scale * (m - reference))
+                m = followed
+                p = tl.exp2(tl.fma(s, scale, tl.fma(reference, -scale, offset)[:, None]))
+                if P_TO is not None:
+                    code = encode_bits(p.to(tl.uint32, bitcast=True), 0, P_TO, 0).to(tl.uint8)
+                    cast = widen_to_float16(code, P_E5M2) if P_E5M2 is not None else code.to(P_TYPE, bitcast=True)
+                else:
+                    cast = p.to(P_TYPE)
+                l = tl.fma(l, shrink, tl.sum(cast.to(tl.float32) if SUMS_CAST else p, 1))
+
+                if V_TRANSPOSED:
+                    value = v.load([batch, group, 0, block]).reshape(BLOCK_E, BLOCK_N).T
+                elif LOADS:
+                    value = v.load([batch, group, block, 0]).reshape(BLOCK_N, BLOCK_E)
+                else:
+                    value = _rows(v, k_first, block, S, v_row, E, BLOCK_N, BLOCK_E)
+                if V_E5M2 is not None:
+                    value = widen_to_float16(value, V_E5M2)
+                o = tl.dot(cast, value, o * shrink[:, None])
+
+    multiplier = tl.full([], factor, tl.float32)
+    if RECIPROCAL:
+        result = o * (tl.div_rn(tl.full([BLOCK_M], 1.0, tl.float32), l) * multiplier)[:, None]
+    else:
+        result = tl.div_rn(o, tl.broadcast_to(l[:, None], (BLOCK_M, BLOCK_E))) * multiplier
+    sees_none = l == 0.0
+    result = tl.where(sees_none[:, None], 0.0, result)
+    lse = tl.where(sees_none, float("inf"), tl.fma(m, scale, tl.log2(l) - offset))
+    place = (batch * heads + head).to(tl.int64) * rows + q_first + row
+    feature = tl.arange(0, BLOCK_E)
+    tl.store(lse_ptr + place, lse, mask=row < L)
+    inside = (row < L)[:, None] & (feature < E)[None, :]
+    tl.store(out_ptr + place[:, None] * E + feature[None, :], result.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _place(program, L, heads, BLOCK_M: tl.constexpr, LAST_FIRST: tl.constexpr):
+    """Tile of queries, batch entry and head of a program. Tiles of a head run at the same time, so that its keys stay
+    in the cache; under a causal mask the last ones see most, and start first."""
+    if LAST_FIRST:
+        tiles = tl.cdiv(L, BLOCK_M)
+        tile = tiles - 1 - program % tiles
+        batch = program // (tiles * heads)
+    else:
+        tiles = tl.num_programs(0) // heads
+        tile = program % tiles
+        batch = program * 0
+    return tile, batch, program // tiles % heads
+
+
+@triton.jit
+def _bounds(starts_ptr, sequence, rows):
+    """The first row of a sequence and how many it has, inside 0 .. rows whatever `starts` says."""
+    first = tl.minimum(tl.maximum(tl.load(starts_ptr + sequence), 0), rows)
+    end = tl.minimum(tl.maximum(tl.load(starts_ptr + sequence + 1), first), rows)
+    return first, end - first
+
+
+@triton.jit
+def _tile_of_sequence(starts_ptr, tile, sequences, rows, SEQUENCES: tl.constexpr, BLOCK_M: tl.constexpr):
+    """The sequence that the tile of this number belongs to when all are counted, and its number there; `sequences` for
+    a number beyond the last."""
+    index = tl.arange(0, SEQUENCES)
+    first = tl.load(starts_ptr + index, mask=index < sequences, other=0)
+    end = tl.load(starts_ptr + index + 1, mask=index < sequences, other=0)
+    first = tl.minimum(tl.maximum(first, 0), rows)
+    end = tl.minimum(tl.maximum(end, first), rows)
+    tiles = tl.cdiv(end - first, BLOCK_M)
+    sequence = tl.sum((tl.cumsum(tiles, 0) <= tile).to(tl.int32), 0)
+    before = tl.sum(tl.where(index < sequence, tiles, 0), 0)
+    return tile - before, tl.where(sequence < sequences, sequence, sequences)
+
+
+@triton.jit
+def _rows(x_ptr, first, start, count, stride, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Rows start .. start + ROWS - 1 of a sequence that begins at row `first`, zeros beyond its end and WIDTH."""
+    row, column = start + tl.arange(0, ROWS), tl.arange(0, COLUMNS)
+    inside = (row < count)[:, None]
+    if WIDTH != COLUMNS:
+        inside = inside & (column < WIDTH)[None, :]
+    return tl.load(x_ptr + (first + row).to(tl.int64)[:, None] * stride + column[None, :], mask=inside, other=0.0)
+
+
+@triton.jit
+def _seen(block, position, S, window, CAUSAL: tl.constexpr, WINDOWED: tl.constexpr, BLOCK_N: tl.constexpr):
+    """[BLOCK_M, BLOCK_N]: whether queries that stand at `position` see the keys from `block` on."""
+    key = (block + tl.arange(0, BLOCK_N))[None, :]
+    seen = key < S
+    if CAUSAL:
+        seen = seen & (key <= position[:, None])
+    if WINDOWED:
+        seen = seen & (key > position[:, None] - window)
+    return seen
