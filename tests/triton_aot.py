@@ -31,6 +31,7 @@ import triton.language as tl
 from fp8sim import quantizers
 from fp8sim.triton_kernels import (
     activations,
+    attention,
     cast,
     cross_entropy,
     encode_scaled,
@@ -97,6 +98,8 @@ def define_cases() -> None:
         CASES[f"sm_{capability} loss {name}"] = capability, call
     for capability, (a, b) in itertools.product((80, 90), [(e4m3, e4m3), (e5m2, e4m3), (bf16, bf16), (fp16, fp16)]):
         define_matmuls(capability, a, b)
+    for capability, dtype in itertools.product((80, 90), (e4m3, e5m2, bf16, fp16)):
+        define_attentions(capability, dtype)
     CASES["sm_90 matmul e4m3 x e4m3, exact"] = 90, lambda: exact_product_kernel[(1,)](x16.view(e4m3), x32)
 
 
@@ -251,6 +254,45 @@ def multiply(
     return matmul.matmul(torch.empty(*batch, m, k, dtype=a), torch.empty(*batch, n, k, dtype=b), **options)
 
 
+def define_attentions(capability: int, dtype: torch.dtype) -> None:
+    """Attention of each width, of each configuration that it may be launched with, and with each option."""
+    name = f"sm_{capability} attention {short(dtype)}"
+    cases: dict[str, Callable[[], object]] = {}
+    for width in (64, 128, 256):
+        cases[f" {width}"] = partial(attend, width, dtype)
+        for config in attention.configs(dtype.itemsize, divmod(capability, 10), width):
+            what = ", transposed" if config.transposes else ""
+            tile = f"{config.block_m}x{config.block_n}{what}"
+            cases[f" {width}, {tile}"] = partial(attend, width, dtype, config=config, is_causal=True)
+    cases[" 128, causal"] = partial(attend, 128, dtype, is_causal=True)
+    cases[" 128, window"] = partial(attend, 128, dtype, window=4096, lower_right=True)
+    cases[" 128, packed"] = partial(attend, 128, dtype, is_causal=True, packed=True)
+    cases[" 80, ragged"] = partial(attend, 80, dtype, keys=999)
+    CASES.update({f"{name}{case}": (capability, call) for case, call in cases.items()})
+
+
+def attend(
+    width: int,
+    dtype: torch.dtype,
+    *,
+    keys: int = 4096,
+    packed: bool = False,
+    config: attention.Config | None = None,
+    **options: Any,
+) -> object:
+    """Attention of empty operands, by the plan of a configuration."""
+    query = torch.empty(1, 8, 4096, width, dtype=dtype)
+    key, value = (torch.empty(1, 2, keys, width, dtype=dtype) for _ in range(2))
+    if packed:
+        starts = torch.arange(0, 4097, 512, dtype=torch.int32)
+        options |= {"cu_seqlens_q": starts, "cu_seqlens_k": starts}
+    if config is not None:
+        capability = matmul.capability_of(query)
+        plan = attention.plan_of((dtype,) * 3, capability, width)
+        options |= {"config": config, "plan": dataclasses.replace(plan, block=config.block_n)}
+    return attention.attention(query, key, value, **options)
+
+
 @triton.jit
 def exact_product_kernel(x_ptr, out_ptr):
     """What not to do: asked to add exactly, Triton 3.6 leaves the FP8 instructions."""
@@ -294,7 +336,7 @@ def launches_compiled() -> Iterator[list[Any]]:
         return compiled[-1]
 
     JITFunction.run = compile_only
-    for module in (cast, encode_scaled, hardware, matmul, quantize, results):
+    for module in (attention, cast, encode_scaled, hardware, matmul, quantize, results):
         module.require_device = lambda argument, x: None
     yield compiled
     JITFunction.run = run

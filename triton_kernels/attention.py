@@ -2,8 +2,8 @@
 
 Every launch follows a `fp8sim.mma.AttentionPlan` (`plan_of`), by which `fp8sim.simulate.attention` predicts the codes of
 the probabilities, and every bit of the result where exponentials are exact. On Hopper FP8 is multiplied by FP8
-instructions, probabilities included; GPUs without them (compute capability 8.0 to 8.8) cast to the same numbers by
-integer arithmetic and multiply them in float16, which holds them.
+instructions, probabilities included. For GPUs without them (compute capability 8.0 to 8.8) query, key and value are
+widened to float16 in memory first; probabilities are rounded to FP8 there, too, and multiplied as float16.
 
 Bytes moved at least: those of query, key, value and output once, and 4 per row of queries; each tile of queries reads
 its keys and values again, from the cache where that holds them.
@@ -42,6 +42,9 @@ _TRITON_TYPES = {
     "float16": tl.float16,
     "bfloat16": tl.bfloat16,
 }
+_LARGEST_STRIDE = 1 << 24
+"""Elements between two rows at most: those of a tile are counted in 32 bits."""
+
 LARGEST_HEAD = 256
 """Features of a head at most."""
 
@@ -74,7 +77,7 @@ def configs(element_size: int, capability: Capability, width: int) -> list[Confi
     block = max(64, triton.next_power_of_2(width))
     if capability >= HOPPER:
         return [dataclasses.replace(config, descriptors=True) for config in _HOPPER_CONFIGS[element_size, block]]
-    return _AMPERE_CONFIGS[element_size, block]
+    return _AMPERE_CONFIGS[block]
 
 
 _HOPPER_CONFIGS = {
@@ -85,15 +88,14 @@ _HOPPER_CONFIGS = {
     (1, 128): [Config(128, 128, num_stages=3, transposes=True), Config(128, 128, num_stages=3), Config(64, 64, 4, 3)],
     (1, 256): [Config(128, 64, transposes=True), Config(128, 64), Config(128, 128)],
 }
-_AMPERE_CONFIGS = {
-    (2, 64): [Config(128, 64, 4, 3), Config(128, 128, 8)],
-    (2, 128): [Config(128, 64, 8), Config(128, 128, 8)],
-    (2, 256): [Config(64, 64, 8, 1), Config(64, 32, 8)],
-    (1, 64): [Config(128, 64, 8), Config(128, 128, 8)],
-    (1, 128): [Config(128, 64, 8), Config(128, 128, 8)],
-    (1, 256): [Config(64, 64, 8, 1), Config(64, 32, 8)],
-}
 """By the operands' element size and the padded width of a head."""
+
+_AMPERE_CONFIGS = {
+    64: [Config(128, 64), Config(128, 128)],
+    128: [Config(128, 32, num_stages=3), Config(64, 32, 4, 3)],
+    256: [Config(64, 64, num_stages=1), Config(64, 32)],
+}
+"""By the padded width of a head: FP8 is widened before it is loaded."""
 
 _INTERPRETED_QUERIES = 256
 """Few, large programs: the interpreter takes milliseconds for each whatever its size."""
@@ -237,7 +239,7 @@ def attention(
     capability = products.capability_of(query)
     features = value.shape[-1]
     order = plan_of((query.dtype, key.dtype, value.dtype), capability, max(width, features), plan)
-    config = _config(config, order, value, capability, max(width, features), packed)
+    config = _config(config, order, value, capability, max(width, features))
     dtype = dtype or (query.dtype if query.dtype in _FLOAT16 else torch.bfloat16)
     make = torch.empty if packed is None else torch.zeros
     out = make((batch, heads, length, features), dtype=dtype, device=query.device)
@@ -249,7 +251,7 @@ def attention(
     if key.shape[2] == 0 or out.numel() == 0:
         return out.zero_(), lse.fill_(math.inf)
     launch = _Launch(
-        operands=(_aligned(query), _aligned(key), _aligned(value.mT) if config.transposes else _aligned(value)),
+        operands=tuple(_operands(query, key, value.mT if config.transposes else value, capability)),
         out=out,
         lse=lse,
         packed=packed,
@@ -280,15 +282,14 @@ class _Cast(NamedTuple):
 
     type: Any
     to: Conversion | None
-    e5m2: bool | None
 
 
 @dataclass(frozen=True)
 class _Launch:
     """Everything that a launch passes to the kernel."""
 
-    operands: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-    """Aligned; the values are transposed if the configuration says so."""
+    operands: tuple[torch.Tensor, ...]
+    """Query, key and value, aligned; the values are transposed if the configuration says so."""
     out: torch.Tensor
     lse: torch.Tensor
     packed: _Packed | None
@@ -305,9 +306,6 @@ class _Launch:
         """Launch one program for each tile of queries of each head."""
         config, plan = self.config, self.plan
         batch, heads, length, features = self.out.shape
-        widens = [x.dtype in _FLOAT8 and self.capability < _ADA for x in self.operands]
-        e5m2 = [x.dtype == torch.float8_e5m2 if w else None for x, w in zip(self.operands, widens, strict=True)]
-        q, k, v = (x.view(torch.uint8) if w else x for x, w in zip(self.operands, widens, strict=True))
         padded = max(triton.next_power_of_2(width), 32), max(triton.next_power_of_2(features), 32)
         cast = _cast(plan, self.capability)
         tiles = triton.cdiv(length, config.block_m)
@@ -317,16 +315,16 @@ class _Launch:
             # Each sequence may leave its last tile half empty.
             sequences, starts = self.packed.sequences, (self.packed.queries, self.packed.keys)
             tiles += sequences
-        arguments = (q, k, v)
+        arguments: tuple[Any, ...] = self.operands
         if config.descriptors:
             v_block = (padded[1], config.block_n) if config.transposes else (config.block_n, padded[1])
             blocks = (config.block_m, padded[0]), (config.block_n, padded[0]), v_block
             arguments = tuple(_descriptor(x, *block) for x, block in zip(arguments, blocks, strict=True))
-        strides = [stride for x in (q, k, v) for stride in x.stride()[:3]]
+        strides = [stride for x in self.operands for stride in x.stride()[:3]]
         attention_kernel[(tiles * heads * batch,)](
-            *arguments, self.out, self.lse, *starts, sequences, heads, k.shape[1], length, keys, *strides,
+            *arguments, self.out, self.lse, *starts, sequences, heads, self.operands[1].shape[1], length, keys, *strides,
             self.window or 0, self.base2, plan.p_offset, plan.rescale_above, self.factor,
-            Q_E5M2=e5m2[0], K_E5M2=e5m2[1], V_E5M2=e5m2[2], P_TYPE=cast.type, P_TO=cast.to, P_E5M2=cast.e5m2,
+            P_TYPE=cast.type, P_TO=cast.to,
             D=width, E=features, CAUSAL=self.causal, WINDOWED=self.window is not None,
             LOWER_RIGHT=self.lower_right, RAGGED=self.packed is not None or keys % config.block_n != 0,
             DESCENDING=plan.descending, LAGS=plan.rescale_above > 0,
@@ -339,12 +337,12 @@ class _Launch:
 
 
 def _cast(plan: AttentionPlan, capability: Capability) -> _Cast:
-    """How probabilities are cast: by the GPU, to FP8 from Hopper on (Ada rounds twice), or by integer arithmetic."""
+    """How probabilities are cast: by the GPU, to FP8 from Hopper on (Ada rounds twice), or by float32's addition."""
     dtype = _TRITON_TYPES[plan.p_format]
     if plan.p_format in ("float16", "bfloat16") or capability >= HOPPER:
-        return _Cast(dtype, None, None)
+        return _Cast(dtype, None)
     to = resolve(FORMATS[plan.p_format], Rounding.TIES_TO_EVEN, Overflow.SATURATE)
-    return _Cast(dtype, to, plan.p_format == "float8_e5m2" if capability < _ADA else None)
+    return _Cast(dtype if capability >= _ADA else tl.float16, to)
 
 
 def _config(
@@ -353,9 +351,8 @@ def _config(
     value: torch.Tensor,
     capability: Capability,
     width: int,
-    packed: _Packed | None,
 ) -> Config:
-    """The first configuration with the plan's block. Packed sequences begin where no descriptor's tile need end."""
+    """The first configuration with the plan's block."""
     if given is None:
         offered = configs(value.element_size(), capability, width)
         given = next(config for config in offered if config.block_n == plan.block)
@@ -363,8 +360,6 @@ def _config(
             given = dataclasses.replace(given, block_m=_INTERPRETED_QUERIES)
     elif given.block_n != plan.block:
         raise ValueError(f"config.block_n={given.block_n}: the plan's block is {plan.block}")
-    if packed is not None:
-        given = dataclasses.replace(given, descriptors=False, transposes=False)
     return given
 
 
@@ -379,13 +374,19 @@ def _strides(x: torch.Tensor) -> list[int]:
     return [*outer, 1]
 
 
+def _operands(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, capability: Capability) -> Any:
+    """The operands as the kernel reads them."""
+    for x in (query, key, value):
+        x = x.detach()
+        yield _aligned(x.to(torch.float16) if x.dtype in _FLOAT8 and capability < _ADA else x)
+
+
 def _aligned(x: torch.Tensor) -> torch.Tensor:
     """x [B, H, R, C] with contiguous rows that start at multiples of 16 bytes, as fast loads need: x or a copy."""
-    x = x.detach()
     unit = 16 // x.element_size()
     moving = [stride for size, stride in zip(x.shape[:-1], x.stride()[:-1], strict=True) if size > 1]
     fits = all(stride > 0 and stride % unit == 0 for stride in moving) and x.data_ptr() % 16 == 0
-    if fits and (x.stride(-1) == 1 or x.shape[-1] == 1):
+    if fits and x.stride(-2) < _LARGEST_STRIDE and (x.stride(-1) == 1 or x.shape[-1] == 1):
         return x
     *outer, columns = x.shape
     copy = torch.empty(*outer, unit * triton.cdiv(columns, unit), dtype=x.dtype, device=x.device)[..., :columns]

@@ -8,9 +8,6 @@ beyond the end. Packed sequences are those of one batch entry, and `starts` says
 import triton
 import triton.language as tl
 
-from fp8sim.triton_kernels.matmul_kernel import widen_to_float16
-from fp8sim.triton_kernels.rounding import encode as encode_bits
-
 
 @triton.jit
 def attention_kernel(
@@ -40,12 +37,8 @@ def attention_kernel(
     p_offset,
     rescale_above,
     factor,
-    Q_E5M2: tl.constexpr,
-    K_E5M2: tl.constexpr,
-    V_E5M2: tl.constexpr,
     P_TYPE: tl.constexpr,
     P_TO: tl.constexpr,
-    P_E5M2: tl.constexpr,
     D: tl.constexpr,
     E: tl.constexpr,
     CAUSAL: tl.constexpr,
@@ -74,9 +67,8 @@ def attention_kernel(
             entry is a sequence of L queries and S keys.
         window: how many keys a query sees at most, if WINDOWED.
         base2: what makes of q k^T an exponent of 2. rescale_above: matters if LAGS.
-        Q_E5M2, K_E5M2, V_E5M2: None; or, for uint8 codes that are widened to float16, whether they are E5M2.
-        P_TYPE: what probabilities are multiplied as. P_TO: their format as a Conversion if its codes are found by
-            integer arithmetic, and P_E5M2 as above; None: they are converted by the GPU.
+        P_TYPE: what probabilities are multiplied as. P_TO: their format as a Conversion, whose numbers P_TYPE holds, if
+            they are rounded by float32's addition; None: they are rounded by the conversion to P_TYPE.
         LOWER_RIGHT: the last query stands at the last key. RAGGED: S need not be a multiple of BLOCK_N.
         SUMS_CAST: l adds the cast probabilities.
     """
@@ -92,14 +84,12 @@ def attention_kernel(
     row = tile * BLOCK_M + tl.arange(0, BLOCK_M)
 
     if LOADS:
-        query = q.load([batch, head, tile * BLOCK_M, 0]).reshape(BLOCK_M, BLOCK_D)
+        query = q.load([batch, head, q_first + tile * BLOCK_M, 0]).reshape(BLOCK_M, BLOCK_D)
     else:
         q += batch.to(tl.int64) * q_batch + head.to(tl.int64) * q_head
         k += batch.to(tl.int64) * k_batch + group.to(tl.int64) * k_head
         v += batch.to(tl.int64) * v_batch + group.to(tl.int64) * v_head
-        query = _rows(q, q_first, tile * BLOCK_M, L, q_row, D, BLOCK_M, BLOCK_D)
-    if Q_E5M2 is not None:
-        query = widen_to_float16(query, Q_E5M2)
+        query = _rows(q, q_first, tile * BLOCK_M, L, q_row, D, BLOCK_M, BLOCK_D, True)
 
     shift = S - L if LOWER_RIGHT else 0
     position = row + shift
@@ -119,26 +109,24 @@ def attention_kernel(
     m = tl.full([BLOCK_M], float("-inf"), tl.float32)
     l = tl.zeros([BLOCK_M], tl.float32)
     o = tl.zeros([BLOCK_M, BLOCK_E], tl.float32)
+    LEFT: tl.constexpr = 2 if DESCENDING else 0
     for turn in tl.static_range(3):
-        PART: tl.constexpr = 2 - turn if DESCENDING else turn
-        MASKED: tl.constexpr = PART != 1
-        if PART == 0:
-            start, stop = begin, whole
-        elif PART == 1:
+        # Blocks that every query sees wholly come between the others, which need masks.
+        if turn == 1:
             start, stop = whole, partial
+        elif turn == LEFT:
+            start, stop = begin, whole
         else:
             start, stop = partial, end
-        if PART == 1 or (PART == 0 and WINDOWED) or (PART == 2 and (CAUSAL or RAGGED)):
+        if turn == 1 or (WINDOWED if turn == LEFT else CAUSAL or RAGGED):
             for step in tl.range(start, stop):
                 block = (start + stop - 1 - step if DESCENDING else step) * BLOCK_N
                 if LOADS:
-                    key = k.load([batch, group, block, 0]).reshape(BLOCK_N, BLOCK_D)
+                    key = k.load([batch, group, k_first + block, 0]).reshape(BLOCK_N, BLOCK_D)
                 else:
-                    key = _rows(k, k_first, block, S, k_row, D, BLOCK_N, BLOCK_D)
-                if K_E5M2 is not None:
-                    key = widen_to_float16(key, K_E5M2)
+                    key = _rows(k, k_first, block, S, k_row, D, BLOCK_N, BLOCK_D, turn != 1)
                 s = tl.dot(query, key.T)
-                if MASKED:
+                if turn != 1:
                     s = tl.where(_seen(block, position, S, window, CAUSAL, WINDOWED, BLOCK_N), s, float("-inf"))
 
                 followed = tl.maximum(m, tl.max(s, 1))
@@ -149,21 +137,17 @@ def attention_kernel(
                 shrink = tl.exp2(scale * (m - reference))
                 m = followed
                 p = tl.exp2(tl.fma(s, scale, tl.fma(reference, -scale, offset)[:, None]))
-                if P_TO is not None:
-                    code = encode_bits(p.to(tl.uint32, bitcast=True), 0, P_TO, 0).to(tl.uint8)
-                    cast = widen_to_float16(code, P_E5M2) if P_E5M2 is not None else code.to(P_TYPE, bitcast=True)
-                else:
-                    cast = p.to(P_TYPE)
+                cast = p.to(P_TYPE) if P_TO is None else _on_grid(p, P_TO).to(P_TYPE)
                 l = tl.fma(l, shrink, tl.sum(cast.to(tl.float32) if SUMS_CAST else p, 1))
 
                 if V_TRANSPOSED:
-                    value = v.load([batch, group, 0, block]).reshape(BLOCK_E, BLOCK_N).T
+                    value = v.load([batch, group, 0, k_first + block]).reshape(BLOCK_E, BLOCK_N).T
                 elif LOADS:
-                    value = v.load([batch, group, block, 0]).reshape(BLOCK_N, BLOCK_E)
+                    value = v.load([batch, group, k_first + block, 0]).reshape(BLOCK_N, BLOCK_E)
                 else:
-                    value = _rows(v, k_first, block, S, v_row, E, BLOCK_N, BLOCK_E)
-                if V_E5M2 is not None:
-                    value = widen_to_float16(value, V_E5M2)
+                    value = _rows(v, k_first, block, S, v_row, E, BLOCK_N, BLOCK_E, turn != 1)
+                if LOADS and turn != 1 and k_starts_ptr is not None:
+                    value = _first_rows(value, S - block, BLOCK_N)
                 o = tl.dot(cast, value, o * shrink[:, None])
 
     multiplier = tl.full([], factor, tl.float32)
@@ -220,13 +204,51 @@ def _tile_of_sequence(starts_ptr, tile, sequences, rows, SEQUENCES: tl.constexpr
 
 
 @triton.jit
-def _rows(x_ptr, first, start, count, stride, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Rows start .. start + ROWS - 1 of a sequence that begins at row `first`, zeros beyond its end and WIDTH."""
-    row, column = start + tl.arange(0, ROWS), tl.arange(0, COLUMNS)
-    inside = (row < count)[:, None]
-    if WIDTH != COLUMNS:
-        inside = inside & (column < WIDTH)[None, :]
-    return tl.load(x_ptr + (first + row).to(tl.int64)[:, None] * stride + column[None, :], mask=inside, other=0.0)
+def _rows(
+    x_ptr,
+    first,
+    start,
+    count,
+    stride,
+    WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    RAGGED: tl.constexpr,
+):
+    """Rows start .. start + ROWS - 1 of a sequence that begins at row `first`, zeros beyond WIDTH and, if RAGGED,
+    beyond the end."""
+    row, column = tl.arange(0, ROWS)[:, None], tl.arange(0, COLUMNS)[None, :]
+    inside = column < WIDTH
+    if RAGGED:
+        inside = inside & (start + row < count)
+    x_ptr += (first + start).to(tl.int64) * stride
+    return tl.load(x_ptr + (row * stride + column), mask=inside, other=0)
+
+
+@triton.jit
+def _on_grid(p, to: tl.constexpr):
+    """Numbers from 0 on, or NaN, rounded to the format: ties to even, at most its largest, NaN kept.
+
+    The sum of p and 2^(e + 23 - M), with e the exponent in whose binade p lies, at least emin, has the spacing of the
+    format with M bits of mantissa.
+    """
+    LEAST: tl.constexpr = (to.emin + 127) << 23
+    SHIFT: tl.constexpr = 23 - to.mantissa_bits
+    LARGEST: tl.constexpr = ((to.emin + 126) << 23) + (to.max_code << SHIFT)
+    largest = tl.full([], LARGEST, tl.int32).to(tl.float32, bitcast=True)
+    p = tl.minimum(p, largest, propagate_nan=tl.PropagateNan.ALL)
+    exponent = tl.maximum(p.to(tl.int32, bitcast=True) & 0x7F800000, LEAST)
+    power = (exponent + (SHIFT << 23)).to(tl.float32, bitcast=True)
+    return (p + power) - power
+
+
+@triton.jit
+def _first_rows(x, count, ROWS: tl.constexpr):
+    """x [ROWS, C] with zeros in place of the rows from `count` on: those of the next sequence may hold NaN, which a
+    probability of zero does not remove."""
+    INTEGER: tl.constexpr = tl.int8 if x.dtype.primitive_bitwidth == 8 else tl.int16
+    kept = tl.where((tl.arange(0, ROWS) < count)[:, None], x.to(INTEGER, bitcast=True), 0)
+    return kept.to(x.dtype, bitcast=True)
 
 
 @triton.jit

@@ -92,7 +92,7 @@ def matmul_kernel(
                 a_tile = _load(a, batch * a_rows + a_row, a_stride, start, K, BLOCK_K)
                 b_tile = _load(b, batch * b_rows + b_row, b_stride, start, K, BLOCK_K)
             if A_E5M2 is not None:
-                a_tile, b_tile = widen_to_float16(a_tile, A_E5M2), widen_to_float16(b_tile, B_E5M2)
+                a_tile, b_tile = _float16(a_tile, A_E5M2), _float16(b_tile, B_E5M2)
             if FACTORS == _BLOCKS:
                 a_first = batch * a_factor_batch + tile_k * a_factor_k
                 b_first = batch * b_factor_batch + tile_k * b_factor_k
@@ -193,7 +193,7 @@ def _load(x_ptr, rows, stride, start, K, BLOCK_K: tl.constexpr):
 
 
 @triton.jit
-def widen_to_float16(code, E5M2: tl.constexpr):
+def _float16(code, E5M2: tl.constexpr):
     """FP8 codes, uint8, as float16 numbers, exactly: E5M2 is float16's upper byte; E4M3's bias is 8 less."""
     wide = code.to(tl.uint16)
     if E5M2:
