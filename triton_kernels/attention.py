@@ -239,7 +239,7 @@ def attention(
     capability = products.capability_of(query)
     features = value.shape[-1]
     order = plan_of((query.dtype, key.dtype, value.dtype), capability, max(width, features), plan)
-    config = _config(config, order, value, capability, max(width, features))
+    config = _config(config, order, value, capability, max(width, features), packed is not None)
     dtype = dtype or (query.dtype if query.dtype in _FLOAT16 else torch.bfloat16)
     make = torch.empty if packed is None else torch.zeros
     out = make((batch, heads, length, features), dtype=dtype, device=query.device)
@@ -351,6 +351,7 @@ def _config(
     value: torch.Tensor,
     capability: Capability,
     width: int,
+    packed: bool,
 ) -> Config:
     """The first configuration with the plan's block."""
     if given is None:
@@ -360,7 +361,8 @@ def _config(
             given = dataclasses.replace(given, block_m=_INTERPRETED_QUERIES)
     elif given.block_n != plan.block:
         raise ValueError(f"config.block_n={given.block_n}: the plan's block is {plan.block}")
-    return given
+    # Sequences begin anywhere, and a descriptor's contiguous axis is read from multiples of 16 bytes.
+    return dataclasses.replace(given, transposes=False) if packed else given
 
 
 def _descriptor(x: torch.Tensor, rows: int, columns: int) -> TensorDescriptor:

@@ -222,7 +222,7 @@ def _rows(
     if RAGGED:
         inside = inside & (start + row < count)
     x_ptr += (first + start).to(tl.int64) * stride
-    return tl.load(x_ptr + (row * stride + column), mask=inside, other=0)
+    return tl.load(x_ptr + (row * stride + column), mask=inside, other=0.0)
 
 
 @triton.jit
