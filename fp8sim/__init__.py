@@ -13,6 +13,7 @@ from fp8sim.analysis.payoff import will_fp8_pay
 from fp8sim.backends import use_backend
 from fp8sim.formats import Codebook, Format, Nan, fixed_point
 from fp8sim.nn.conversion import conversion_report, convert
+from fp8sim.ops.attention import scaled_dot_product_attention
 from fp8sim.ops.cast import cast, decode, encode
 from fp8sim.ops.quantize import quantize
 from fp8sim.ops.tensor_core import matmul
@@ -45,6 +46,7 @@ __all__ = [
     "functional",
     "matmul",
     "quantize",
+    "scaled_dot_product_attention",
     "set_deterministic",
     "use_backend",
     "will_fp8_pay",

@@ -1,8 +1,9 @@
 """Does the Triton attention follow its plan?
 
-In the interpreter `tl.dot` is replaced by the model of the instruction that the plan names. Logits are integers in base
-2, of which every exponential is exact, so that the probabilities that the kernel casts, its output and its logarithms
-must have the bits of `fp8sim.simulate.attention`. On a GPU the same tests are those of the plan and of the model at once.
+In the interpreter `tl.dot` is replaced by the model of the instruction that the plan names. Logits are integers in
+base 2, of which every exponential is exact, so that the probabilities that the kernel casts, its output and its
+logarithms must have the bits of `fp8sim.simulate.attention`. On a GPU the same tests are those of the plan and of the
+model at once.
 """
 
 import contextlib
@@ -34,7 +35,7 @@ LN2 = math.log(2)
 
 @contextlib.contextmanager
 def tensor_core(capability):
-    """In the interpreter: `tl.dot` computed by the model of the instruction; gives the left operands of all products."""
+    """In the interpreter: `tl.dot` computed by the instruction's model; gives the left operands of all products."""
     seen = []
     if not INTERPRETED:
         yield seen

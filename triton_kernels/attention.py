@@ -1,7 +1,7 @@
 """Fused attention of FP16, bfloat16 or FP8 on tensor cores: the forward pass.
 
-Every launch follows a `fp8sim.mma.AttentionPlan` (`plan_of`), by which `fp8sim.simulate.attention` predicts the codes of
-the probabilities, and every bit of the result where exponentials are exact. On Hopper FP8 is multiplied by FP8
+Every launch follows a `fp8sim.mma.AttentionPlan` (`plan_of`), by which `fp8sim.simulate.attention` predicts the codes
+of the probabilities, and every bit of the result where exponentials are exact. On Hopper FP8 is multiplied by FP8
 instructions, probabilities included. For GPUs without them (compute capability 8.0 to 8.8) query, key and value are
 widened to float16 in memory first; probabilities are rounded to FP8 there, too, and multiplied as float16.
 
@@ -23,7 +23,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from fp8sim import mma
 from fp8sim.formats import FORMATS
-from fp8sim.mma.attention import AttentionPlan, base2_scale
+from fp8sim.mma.attention import AttentionPlan, Denominator, base2_scale, default_plan
 from fp8sim.mma.attention import parse as parse_plan
 from fp8sim.mma.plans import GemmPlan
 from fp8sim.rounding import Conversion, Overflow, Rounding, resolve
@@ -157,8 +157,7 @@ def _p_formats(value: torch.dtype) -> list[str]:
 
 
 def _default_plan(value: torch.dtype, block: int, added: list[GemmPlan]) -> AttentionPlan:
-    base = parse_plan("fa3.fp8" if value in _FLOAT8 else "bf16" if value == torch.bfloat16 else "fp16")
-    return dataclasses.replace(base, block=block, logits=added[0], mixed=added[1])
+    return dataclasses.replace(default_plan(_name(value)), block=block, logits=added[0], mixed=added[1])
 
 
 def _adds_alike(wanted: GemmPlan, offered: GemmPlan, operands: tuple[Any, Any]) -> bool:
@@ -194,7 +193,7 @@ def attention(
     dtype: torch.dtype | None = None,
     config: Config | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """output_factor * softmax(scale * query @ key^T) @ value, as `plan_of` says, and the logarithms of its denominators.
+    """output_factor * softmax(scale * query @ key^T) @ value, as `plan_of` says, and its denominators' logarithms.
 
     Args:
         query: [B, H, L, D], float8_e4m3fn, float8_e5m2, float16 or bfloat16, any strides, D up to 256, on a CUDA device
@@ -322,13 +321,13 @@ class _Launch:
             arguments = tuple(_descriptor(x, *block) for x, block in zip(arguments, blocks, strict=True))
         strides = [stride for x in self.operands for stride in x.stride()[:3]]
         attention_kernel[(tiles * heads * batch,)](
-            *arguments, self.out, self.lse, *starts, sequences, heads, self.operands[1].shape[1], length, keys, *strides,
-            self.window or 0, self.base2, plan.p_offset, plan.rescale_above, self.factor,
+            *arguments, self.out, self.lse, *starts, sequences, heads, self.operands[1].shape[1], length, keys,
+            *strides, self.window or 0, self.base2, plan.p_offset, plan.rescale_above, self.factor,
             P_TYPE=cast.type, P_TO=cast.to,
             D=width, E=features, CAUSAL=self.causal, WINDOWED=self.window is not None,
             LOWER_RIGHT=self.lower_right, RAGGED=self.packed is not None or keys % config.block_n != 0,
             DESCENDING=plan.descending, LAGS=plan.rescale_above > 0,
-            SUMS_CAST=plan.denominator is mma.attention.Denominator.AFTER, RECIPROCAL=plan.reciprocal,
+            SUMS_CAST=plan.denominator is Denominator.AFTER, RECIPROCAL=plan.reciprocal,
             LOADS=config.descriptors, V_TRANSPOSED=config.transposes,
             SEQUENCES=triton.next_power_of_2(sequences) if sequences else 1,
             BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_D=padded[0], BLOCK_E=padded[1],

@@ -57,7 +57,7 @@ def attention_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_E: tl.constexpr,
 ):
-    """out = factor * o / l and lse, as `fp8sim.mma.AttentionPlan` has o and l.
+    """out = factor * o / l and lse, as `fp8sim.mma.AttentionPlan` has o and l (`total`).
 
     Args:
         q, k, v: pointers, or descriptors [1, 1, rows, features] if LOADS; that of v has [1, 1, BLOCK_E, BLOCK_N] if
@@ -107,7 +107,7 @@ def attention_kernel(
     scale = tl.full([], base2, tl.float32)
     offset = tl.full([BLOCK_M], p_offset, tl.float32)
     m = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    l = tl.zeros([BLOCK_M], tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
     o = tl.zeros([BLOCK_M, BLOCK_E], tl.float32)
     LEFT: tl.constexpr = 2 if DESCENDING else 0
     for turn in tl.static_range(3):
@@ -138,7 +138,7 @@ def attention_kernel(
                 m = followed
                 p = tl.exp2(tl.fma(s, scale, tl.fma(reference, -scale, offset)[:, None]))
                 cast = p.to(P_TYPE) if P_TO is None else _on_grid(p, P_TO).to(P_TYPE)
-                l = tl.fma(l, shrink, tl.sum(cast.to(tl.float32) if SUMS_CAST else p, 1))
+                total = tl.fma(total, shrink, tl.sum(cast.to(tl.float32) if SUMS_CAST else p, 1))
 
                 if V_TRANSPOSED:
                     value = v.load([batch, group, 0, k_first + block]).reshape(BLOCK_E, BLOCK_N).T
@@ -152,12 +152,12 @@ def attention_kernel(
 
     multiplier = tl.full([], factor, tl.float32)
     if RECIPROCAL:
-        result = o * (tl.div_rn(tl.full([BLOCK_M], 1.0, tl.float32), l) * multiplier)[:, None]
+        result = o * (tl.div_rn(tl.full([BLOCK_M], 1.0, tl.float32), total) * multiplier)[:, None]
     else:
-        result = tl.div_rn(o, tl.broadcast_to(l[:, None], (BLOCK_M, BLOCK_E))) * multiplier
-    sees_none = l == 0.0
+        result = tl.div_rn(o, tl.broadcast_to(total[:, None], (BLOCK_M, BLOCK_E))) * multiplier
+    sees_none = total == 0.0
     result = tl.where(sees_none[:, None], 0.0, result)
-    lse = tl.where(sees_none, float("inf"), tl.fma(m, scale, tl.log2(l) - offset))
+    lse = tl.where(sees_none, float("inf"), tl.fma(m, scale, tl.log2(total) - offset))
     place = (batch * heads + head).to(tl.int64) * rows + q_first + row
     feature = tl.arange(0, BLOCK_E)
     tl.store(lse_ptr + place, lse, mask=row < L)

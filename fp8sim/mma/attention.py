@@ -40,8 +40,9 @@ class AttentionPlan:
         l  = l 2^(c (m - m')) + sum(p)
         o  = o 2^(c (m - m')) + cast(p) v     the products' chain starts at the rescaled o
 
-    and the output is o / l. c m' - p_offset is one FMA, too. The offset multiplies numerator and denominator alike, and moves p into the part of its
-    format where it keeps its precision. A maximum that is kept lets p exceed 2^p_offset, by up to 2^rescale_above.
+    and the output is o / l. c m' - p_offset is one FMA, too. The offset multiplies numerator and denominator alike, and
+    moves p into the part of its format where it keeps its precision. A maximum that is kept lets p exceed 2^p_offset by
+    up to 2^rescale_above.
 
     Attributes:
         block: keys per block. A block of which a row sees no key leaves the row's bits as they are.
@@ -157,7 +158,6 @@ _READERS: Mapping[str, Callable[[str], object]] = MappingProxyType(
 )
 
 
-
 def base2_scale(scale: float, query_scale_inv: float = 1.0, key_scale_inv: float = 1.0) -> float:
     """c, by which q k^T is multiplied to be an exponent of 2, before it is rounded to float32."""
     return scale * query_scale_inv * key_scale_inv * math.log2(math.e)
@@ -180,3 +180,8 @@ ATTENTION_PLANS: Mapping[str, AttentionPlan] = MappingProxyType(
     }
 )
 """The named plans."""
+
+
+def default_plan(dtype: str) -> AttentionPlan:
+    """The named plan for values of a format: bfloat16, float16, or FP8, of which it uses E4M3's range."""
+    return ATTENTION_PLANS[{"bfloat16": "bf16", "float16": "fp16"}.get(str(formats.parse(dtype)), "fa3.fp8")]

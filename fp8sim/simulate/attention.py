@@ -6,7 +6,6 @@ format, which maximum they are relative to, and what the denominator adds up. `A
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

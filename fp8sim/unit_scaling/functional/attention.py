@@ -10,6 +10,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from fp8sim import recipes
+from fp8sim.mma.attention import AttentionPlan
+from fp8sim.ops.attention import scaled_dot_product_attention as fused_attention
 from fp8sim.recipes import Recipe
 from fp8sim.unit_scaling import rules
 from fp8sim.unit_scaling.functional.common import UNIT_SCALED, apply, is_unit_scaled, scaled_product
@@ -84,6 +86,7 @@ def scaled_dot_product_attention(
     root_softmax: bool = False,
     factor_length: int | None = None,
     factor_causal: bool | None = None,
+    plan: str | AttentionPlan | None = None,
     recipe: str | Recipe = UNIT_SCALED,
     name: str = "",
 ) -> torch.Tensor:
@@ -108,6 +111,9 @@ def scaled_dot_product_attention(
         factor_length: how many keys the factor is for; None: S.
         factor_causal: whether the factor is that of a causal mask; None: `is_causal`. A causal `attn_mask` is not
             recognised: pass True.
+        plan: of a fused kernel that computes it, as `fp8sim.scaled_dot_product_attention` has it, which casts operands
+            to what the plan multiplies; the factor is folded into the kernel's last multiplication. Not with a mask,
+            dropout, square roots or a recipe with an attention part. None: no such kernel.
         recipe: its parametrization decides. Its attention part says how the six GEMMs are quantized and added
             (`materialised_attention` has the details); without one they are torch's fused attention, in the dtype of
             the operands.
@@ -142,6 +148,12 @@ def scaled_dot_product_attention(
         )
     options: dict[str, Any] = {"scale": scale, "enable_gqa": enable_gqa}
     products = recipe.attention_products
+    if plan is not None:
+        if products is not None or root_softmax:
+            raise ValueError(f"plan={plan}: not with root_softmax or recipe {recipe.name!r} with an attention part")
+        return fused_attention(
+            query, key, value, attn_mask, dropout_p, is_causal, plan=plan, output_factor=factor, **options
+        )
     if products is not None or root_softmax:
         options.update(factor=factor, softmax=_root_softmax if root_softmax else _softmax, products=products, name=name)
         return materialised_attention(query, key, value, attn_mask, dropout_p, is_causal, **options)

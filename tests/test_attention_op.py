@@ -1,0 +1,245 @@
+"""`fp8sim.scaled_dot_product_attention`: torch's attention by a plan, with gradients, on every backend."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+import torch.utils.checkpoint
+from torch.nn import functional as F
+
+import fp8sim
+from fp8sim import backends, mma
+from fp8sim.mma.plans import GemmPlan
+from fp8sim.ops.attention import scaled_dot_product_attention as attention
+from fp8sim.simulate.attention import attention as simulated
+from fp8sim.simulate.packed_attention import attention as packed
+
+E4M3, BF16, FP16 = torch.float8_e4m3fn, torch.bfloat16, torch.float16
+
+
+def operands(length=40, keys=40, *, heads=4, groups=2, width=32, features=32, dtype=torch.float32, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    shapes = ((2, heads, length, width), (2, groups, keys, width), (2, groups, keys, features))
+    return [torch.randn(shape, generator=g).to(dtype).requires_grad_() for shape in shapes]
+
+
+def relative_error(actual, expected):
+    return ((actual.double() - expected.double()).norm() / expected.double().norm()).item()
+
+
+@pytest.fixture(params=["simulate", "triton"])
+def backend(request):
+    row = backends.row("attention", request.param)
+    if (missing := row.missing()) is not None or (torch.cuda.is_available() and request.param == "triton"):
+        pytest.skip(missing or "CPU tensors run on a GPU's kernels in no case")
+    with fp8sim.use_backend(request.param):
+        yield request.param
+
+
+# A single probability errs by half a spacing, 2^-9 of bfloat16 and 2^-5 of E4M3; so do q, k and v, and what is
+# multiplied with them in the backward pass, whose gradients are differences of such products.
+ALLOWED = {"bf16": (2.0**-8, 2.0**-7), "fp16": (2.0**-11, 2.0**-10), "fa3.fp8": (2.0**-4, 2.0**-3.5)}
+
+
+@pytest.mark.parametrize("plan", ALLOWED)
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_output_and_gradients_are_torchs_up_to_the_casts(backend, plan, is_causal):
+    q, k, v = operands()
+    output = attention(q, k, v, is_causal=is_causal, enable_gqa=True, plan=plan, output_factor=0.5)
+    expected = F.scaled_dot_product_attention(q, k, v, is_causal=is_causal, enable_gqa=True) * 0.5
+    grad = torch.randn(output.shape, generator=torch.Generator().manual_seed(9))
+    actual = torch.autograd.grad(output, (q, k, v), grad)
+    exact = torch.autograd.grad(expected, (q, k, v), grad)
+    forward, backward = ALLOWED[plan]
+    assert output.dtype == torch.float32
+    assert relative_error(output, expected) < forward
+    assert all(relative_error(a, e) < backward for a, e in zip(actual, exact, strict=True))
+
+
+def test_operands_are_cast_divided_by_their_factors():
+    q, k, v = operands()
+    factors = {"query_scale_inv": 0.25, "key_scale_inv": 2.0, "value_scale_inv": 0.3}
+    output = attention(q, k, v, enable_gqa=True, plan="fa3.fp8", **factors)
+    stored = [
+        fp8sim.cast(x.detach() * torch.tensor(1 / factor), "e4m3").to(E4M3)
+        for x, factor in zip((q, k, v), factors.values(), strict=True)
+    ]
+    assert torch.equal(output, simulated(*stored, plan="fa3.fp8", **factors).output)
+    assert torch.equal(output, attention(*stored, enable_gqa=True, dtype=torch.float32, **factors))
+
+
+@pytest.mark.parametrize(("dtype", "plan"), [(BF16, "bf16"), (FP16, "fp16"), (E4M3, "fa3.fp8")], ids=str)
+def test_without_a_plan_the_dtype_decides(dtype, plan):
+    q, k, v = (x.detach().to(dtype) for x in operands(groups=4))
+    output = attention(q, k, v)
+    assert output.dtype == (BF16 if dtype == E4M3 else dtype)
+    assert torch.equal(output, attention(q, k, v, plan=plan))
+
+
+def test_both_backends_have_the_same_bits_where_exponentials_are_exact():
+    if torch.cuda.is_available():
+        pytest.skip("the kernel is tested against its plan elsewhere")
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randint(-1, 2, (1, 2, 70, 8), generator=g).to(BF16) for _ in range(3))
+    plan = dataclasses.replace(mma.ATTENTION_PLANS["bf16"], block=64)
+    results = []
+    for name in ("simulate", "triton"):
+        with fp8sim.use_backend(name):
+            results.append(attention(q, k, v, is_causal=True, scale=math.log(2), plan=plan))
+    assert torch.equal(*results)
+
+
+def test_any_leading_dimensions():
+    q, k, v = (x.detach() for x in operands(groups=4, dtype=BF16))
+    whole = attention(q, k, v)
+    assert torch.equal(attention(q[0], k[0], v[0]), whole[0])
+    assert torch.equal(attention(q[:, None], k[:, None], v[:, None]), whole[:, None])
+
+
+def test_an_expanded_gradient_is_read_as_what_it_is(backend):
+    tensors = operands(dtype=BF16)
+    sums = torch.autograd.grad(attention(*tensors, enable_gqa=True).sum(), tensors)
+    ones = torch.autograd.grad(attention(*tensors, enable_gqa=True), tensors, torch.ones(2, 4, 40, 32, dtype=BF16))
+    assert all(map(torch.equal, sums, ones))
+
+
+def test_transposed_operands_and_gradients(backend):
+    tensors = operands(dtype=BF16)
+    moved = [x.detach().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_() for x in tensors]
+    grad = torch.randn(2, 40, 4, 32, generator=torch.Generator().manual_seed(1)).to(BF16).transpose(1, 2)
+    one, other = attention(*tensors, enable_gqa=True), attention(*moved, enable_gqa=True)
+    assert torch.equal(one, other)
+    pairs = zip(torch.autograd.grad(one, tensors, grad), torch.autograd.grad(other, moved, grad), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_operands_that_need_no_gradient_get_none():
+    q, k, v = operands(groups=4, dtype=BF16)
+    attention(q.detach(), k, v.to(E4M3).detach(), plan="fa3.fp8").sum().backward()
+    assert q.grad is None
+    assert k.grad is not None
+    assert k.grad.dtype == BF16
+
+
+def test_packed_sequences_have_the_gradients_of_each():
+    q, k, v = (x.detach()[:1].requires_grad_() for x in operands(groups=4, dtype=BF16))
+    starts = torch.tensor([0, 15, 40], dtype=torch.int32)
+    output = attention(q, k, v, is_causal=True, cu_seqlens_q=starts, cu_seqlens_k=starts)
+    parts = [attention(q[:, :, a:b], k[:, :, a:b], v[:, :, a:b], is_causal=True) for a, b in ((0, 15), (15, 40))]
+    alone = torch.cat(parts, 2)
+    assert torch.equal(output, alone)
+    grad = torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).to(BF16)
+    pairs = zip(torch.autograd.grad(output, (q, k, v), grad), torch.autograd.grad(alone, (q, k, v), grad), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_the_simulator_refuses_sequences_beyond_their_rows():
+    q, k, v = (x.detach()[:1] for x in operands(groups=4, dtype=BF16))
+    wrong = torch.tensor([0, 41], dtype=torch.int32)
+    with pytest.raises(ValueError, match=r"cu_seqlens_q=\[0, 41\]: expected ascending numbers from 0 to 40"):
+        packed(q, k, v, cu_seqlens_q=wrong, cu_seqlens_k=wrong)
+    with pytest.raises(ValueError, match="need cu_seqlens_q and cu_seqlens_k"):
+        packed(q, k, v, cu_seqlens_q=wrong)
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # raised by torch's own tracer
+@pytest.mark.parametrize("plan", ["bf16", mma.ATTENTION_PLANS["fa3.fp8"]], ids=str)
+def test_the_compiled_function_is_one_graph_with_the_same_bits(backend, plan):
+    tensors = operands()
+
+    def run(q, k, v):
+        return attention(q, k, v, is_causal=True, enable_gqa=True, plan=plan, value_scale_inv=0.5)
+
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+    results = [
+        (out, *torch.autograd.grad(out.square().sum(), tensors)) for out in (f(*tensors) for f in (run, compiled))
+    ]
+    assert all(map(torch.equal, *results))
+
+
+def test_checkpointing_recomputes_the_same_bits(backend):
+    q, k, v = operands(dtype=BF16)
+    attention(q, k, v, enable_gqa=True).square().sum().backward()
+    plain, q.grad = q.grad, None
+    again = torch.utils.checkpoint.checkpoint(lambda x: attention(x, k, v, enable_gqa=True), q, use_reentrant=False)
+    again.square().sum().backward()
+    assert torch.equal(plain, q.grad)
+
+
+def test_a_second_derivative_is_refused():
+    q, k, v = operands(groups=4, dtype=BF16)
+    (grad,) = torch.autograd.grad(attention(q, k, v).square().sum(), q, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+
+
+# torch cannot compare FP8 tensors, as its check for mutated arguments does.
+ALL_CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
+
+
+@pytest.mark.parametrize(("dtype", "checks"), [(BF16, ALL_CHECKS), (E4M3, ALL_CHECKS[1:])], ids=["bf16", "e4m3"])
+def test_opcheck(dtype, checks):
+    q, k, v = (x.detach().to(dtype) for x in operands(20, 30))
+    tail = (0.1, True, 10, True, [1.0, 1.0, 1.0, 0.5])
+    starts = torch.tensor([0, 5, 20], dtype=torch.int32), torch.tensor([0, 9, 30], dtype=torch.int32)
+    forward, backward = torch.ops.fp8sim.attention.default, torch.ops.fp8sim.attention_backward.default
+    torch.library.opcheck(forward, (q, k, v, None, None, "", *tail, BF16, "simulate"), test_utils=checks)
+    moved = q[:1].transpose(1, 2).contiguous().transpose(1, 2)
+    torch.library.opcheck(forward, (moved, k[:1], v[:1], *starts, "", *tail, BF16, "simulate"), test_utils=checks)
+    output, lse = forward(q, k, v, None, None, "", *tail, BF16, "simulate")
+    arguments = (torch.ones_like(output), q, k, v, output, lse, None, None, *tail, False, BF16, "simulate")
+    torch.library.opcheck(backward, arguments, test_utils=checks)
+
+
+@pytest.mark.parametrize("recipe", ["unit_scaled", "fp32"])
+def test_unit_scaled_attention_by_a_plan(recipe):
+    q, k, v = operands(groups=4)
+    options = {"is_causal": True, "recipe": recipe}
+    expected = fp8sim.functional.scaled_dot_product_attention(q, k, v, **options)
+    output = fp8sim.functional.scaled_dot_product_attention(q, k, v, plan="bf16", **options)
+    grad = torch.randn(output.shape, generator=torch.Generator().manual_seed(9))
+    assert relative_error(output, expected) < 2.0**-8
+    pairs = zip(
+        torch.autograd.grad(output, (q, k, v), grad), torch.autograd.grad(expected, (q, k, v), grad), strict=True
+    )
+    assert all(relative_error(a, e) < 2.0**-7 for a, e in pairs)
+
+
+Q = torch.zeros(1, 4, 8, 16, dtype=BF16)
+ERRORS = {
+    "mask": (lambda: attention(Q, Q, Q, torch.ones(8, 8, dtype=torch.bool)), ValueError, "attn_mask and dropout_p"),
+    "dropout": (lambda: attention(Q, Q, Q, dropout_p=0.5), ValueError, "attn_mask and dropout_p"),
+    "groups": (lambda: attention(Q, Q[:, :2], Q[:, :2]), ValueError, "4 heads and key 2: pass enable_gqa=True"),
+    "shapes": (lambda: attention(Q, Q[..., :4], Q), ValueError, r"got \[\[1, 4, 8, 16\], \[1, 4, 8, 4\]"),
+    "float32": (lambda: attention(*[Q.float()] * 3), TypeError, "value is float32, .* plan='bf16'"),
+    "float64": (lambda: attention(Q.double(), Q, Q), TypeError, "query is torch.float64: expected float32"),
+    "gradient": (
+        lambda: attention(Q.to(E4M3).requires_grad_(), Q, Q),
+        TypeError,
+        "query is torch.float8_e4m3fn and requires a gradient",
+    ),
+    "plan": (lambda: attention(Q, Q, Q, plan="fa5"), ValueError, "attention plan 'fa5'"),
+    "scale": (lambda: attention(Q, Q, Q, scale=-1.0), ValueError, "scale=-1.0: must be positive"),
+    "attention part": (
+        lambda: fp8sim.functional.scaled_dot_product_attention(Q, Q, Q, plan="bf16", root_softmax=True),
+        ValueError,
+        "plan=bf16: not with root_softmax",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_error_says_what_was_expected(case):
+    call, error, message = ERRORS[case]
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_a_backend_refuses_a_plan_that_it_cannot_follow():
+    if torch.cuda.is_available():
+        pytest.skip("CPU tensors run on a GPU's kernels in no case")
+    plan = dataclasses.replace(mma.ATTENTION_PLANS["bf16"], logits=GemmPlan("sm80.mma"))
+    assert attention(Q, Q, Q, plan=plan).shape == Q.shape
+    with fp8sim.use_backend("triton"), pytest.raises(ValueError, match="logits=sm80.mma .* logits=sm90.wgmma"):
+        attention(Q, Q, Q, plan=plan)
