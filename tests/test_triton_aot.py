@@ -18,6 +18,8 @@ SHARED_MEMORY = {"sm_80": 166_912, "sm_90": 232_448}
 """Bytes that one program may use."""
 
 REGISTERS = {
+    "sm_80 attention bfloat16 128": 196,
+    "sm_80 attention e4m3 128": 196,
     "sm_80 cast float32 to e4m3": 30,
     "sm_80 decode e4m3 to bfloat16": 26,
     "sm_80 encode float32 to e2m1, stochastic": 32,
@@ -28,6 +30,13 @@ REGISTERS = {
     "sm_80 matmul e4m3 x e4m3, blocks": 255,
     "sm_80 quantize mxfp8": 40,
     "sm_90 amax": 29,
+    "sm_90 attention bfloat16 64": 168,
+    "sm_90 attention bfloat16 128": 190,
+    "sm_90 attention bfloat16 256": 204,
+    "sm_90 attention e4m3 64": 142,
+    "sm_90 attention e4m3 128": 174,
+    "sm_90 attention e4m3 128, causal": 254,
+    "sm_90 attention e4m3 256": 204,
     "sm_90 cast bfloat16 to e4m3": 31,
     "sm_90 cast float32 to e4m3": 28,
     "sm_90 encode float32 to e2m1, stochastic": 32,
@@ -63,7 +72,16 @@ TENSOR_CORE = {
 }
 """The only instruction of each product; FP8 is widened to float16 on sm_80."""
 
-LOADS = {"sm_80": r"LDGSTS\.E\.BYPASS\.128", "sm_90": r"UTMALDG\.2D"}
+ATTENTION = {
+    ("sm_90", "e4m3"): r"QGMMA\.64x\d+x32\.F32\.E4M3\.E4M3",
+    ("sm_90", "e5m2"): r"QGMMA\.64x\d+x32\.F32\.E[45]M[32]\.E5M2",
+    ("sm_90", "bfloat16"): r"HGMMA\.64x\d+x16\.F32\.BF16",
+    ("sm_90", "float16"): r"HGMMA\.64x\d+x16\.F32",
+    ("sm_80", "bfloat16"): r"HMMA\.16816\.F32\.BF16",
+}
+"""Of both products of attention; on sm_80 FP8 is widened to float16 in memory."""
+
+LOADS = {"sm_80": r"LDGSTS\.E\.BYPASS\.128", "sm_90": r"UTMALDG\.[24]D"}
 """How tiles come in: 16 bytes at a time, straight to shared memory; through the copy engine."""
 
 triton_aot.define_cases()
@@ -116,16 +134,22 @@ def check_machine_code(name, report):
     assert (report["stack"], families["LDL"], families["STL"]) == (0, 0, 0), "registers spill to memory"
     assert report["shared"] <= SHARED_MEMORY[architecture]
     if kernel.startswith("matmul") and not kernel.endswith("merge"):
-        check_products(architecture, kernel, report["opcodes"], families)
+        check_products(architecture, kernel, report["opcodes"])
+    elif kernel.startswith("attention"):
+        expected = ATTENTION.get((architecture, kernel.split()[1].rstrip(",")), r"HMMA\.16816\.F32")
+        check_tensor_cores(architecture, expected, report["opcodes"])
     elif kernel.startswith("hardware"):
         check_conversion(report["opcodes"])
     elif not kernel.startswith("matmul"):
         check_integer_arithmetic(name, report, families)
 
 
-def check_products(architecture, kernel, opcodes, families):
+def check_products(architecture, kernel, opcodes):
     operands = re.search(r"matmul (\w+ x \w+)", kernel).group(1)
-    expected = TENSOR_CORE[architecture, operands]
+    check_tensor_cores(architecture, TENSOR_CORE[architecture, operands], opcodes)
+
+
+def check_tensor_cores(architecture, expected, opcodes):
     products = {opcode for opcode in opcodes if opcode.split(".")[0].endswith("MMA")}
     assert products, f"no {expected} among {sorted(opcodes)}"
     assert all(re.fullmatch(expected, opcode) for opcode in products), f"{products}, expected {expected}"
@@ -171,4 +195,4 @@ def test_an_exact_accumulator_would_lose_fp8_tensor_cores(reports):
     """The fault that `check_products` is for."""
     opcodes = require_compiled(reports[FAULTY])["opcodes"]
     with pytest.raises(AssertionError, match="HMMA.*expected QGMMA"):
-        check_products("sm_90", "matmul e4m3 x e4m3", opcodes, count_families(opcodes))
+        check_products("sm_90", "matmul e4m3 x e4m3", opcodes)

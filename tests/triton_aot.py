@@ -260,6 +260,8 @@ def define_attentions(capability: int, dtype: torch.dtype) -> None:
     cases: dict[str, Callable[[], object]] = {}
     for width in (64, 128, 256):
         cases[f" {width}"] = partial(attend, width, dtype)
+        if dtype in (torch.float8_e5m2, torch.float16):
+            continue
         for config in attention.configs(dtype.itemsize, divmod(capability, 10), width):
             what = ", transposed" if config.transposes else ""
             tile = f"{config.block_m}x{config.block_n}{what}"
