@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from fp8sim.mma.attention_backward import (
     ATTENTION_BACKWARD_PLANS,
@@ -150,7 +151,9 @@ def attention_backward(
         grad_factors,
     )
     if 0 in (*query.shape, *value.shape):
-        query_grad, key_grad, value_grad = (x.new_zeros(x.shape, dtype=dtype or multiplied) for x in (query, key, value))
+        query_grad, key_grad, value_grad = (
+            x.new_zeros(x.shape, dtype=dtype or multiplied) for x in (query, key, value)
+        )
         return query_grad, key_grad, value_grad
     scales = None
     if fp8:
@@ -168,7 +171,7 @@ def attention_backward(
         for x in (query, key, value)
     )
     launch = _Launch(
-        operands=tuple(_with_contiguous_rows(x) for x in (query, key, value)),
+        operands=tuple(_with_contiguous_rows(x if fp8 else x.to(multiplied)) for x in (query, key, value)),
         grad=grad if cast is None else cast,
         lse=lse.contiguous(),
         sums=sums,
@@ -177,8 +180,8 @@ def attention_backward(
         factors=factors,
         window=window,
         is_causal=is_causal or window is not None,
-        kinds=tuple(_kind(x.dtype, capability, fp8) for x in (query, key, value)),
         config=config,
+        descriptors=capability >= HOPPER,
     )
     with torch.cuda.device_of(query):
         launch.add_rows(grad, _with_contiguous_rows(output), cast)
@@ -222,81 +225,103 @@ class _Launch:
     lse: torch.Tensor
     sums: torch.Tensor
     scales: torch.Tensor | None
-    starts: tuple[torch.Tensor | None, torch.Tensor | None]
+    starts: _Starts
     factors: BackwardFactors
     window: int | None
     is_causal: bool
-    kinds: tuple[str | None, ...]
     config: Config
+    descriptors: bool
 
     def add_rows(self, grad: torch.Tensor, output: torch.Tensor, cast: torch.Tensor | None) -> None:
         """The sums of g * output over the features, and the gradient's cast."""
         batch, heads, length, features = grad.shape
-        block = 1024 if interpreter.is_enabled() else 64
-        row_sums_kernel[(triton.cdiv(length, block) * batch * heads,)](
-            grad, output, self.sums, cast, self.scales, *grad.stride()[:3], *output.stride()[:3],
-            length, heads, features, BLOCK=block, BLOCK_E=_padded(features), num_warps=4,
+        rows = 1024 if interpreter.is_enabled() else 64
+        row_sums_kernel[(triton.cdiv(length, rows) * batch * heads,)](
+            grad, output, self.sums, cast, self.scales, grad.stride()[:3], output.stride()[:3],
+            length, heads, features, ROWS=rows, BLOCK_E=_padded(features), num_warps=4,
         )  # fmt: skip
 
     def over_queries(self, grad_key: torch.Tensor, grad_value: torch.Tensor) -> None:
-        tile = self.config.over_queries
+        tile, factors = self.config.over_queries, self.factors
         batch, groups, keys, _ = grad_key.shape
-        table, blocks = _blocks(self.starts[1], keys, tile.rows)
-        factors = self.factors
+        table, blocks = _table(self.starts, self.starts[1], keys, tile.rows)
+        tensors, strides, loads = self._operands(tile.step, tile.rows)
         over_queries_kernel[(blocks * batch * groups,)](
-            *self._tensors(), grad_key, grad_value, self.scales, *table, *self.starts, blocks, *self._strides(),
-            *self._sizes(groups), factors.base2, factors.value, factors.key, factors.value_sum, self.window,
-            **self._constants(), P_OFFSET=P_OFFSET if self.scales is not None else 0,
+            *tensors, self.lse, self.sums, grad_key, grad_value, self.scales, strides, self._sizes(groups), table,
+            (factors.base2, factors.value, factors.key, factors.value_sum), blocks, self.window, **self._constants(),
+            LOADS=loads, P_OFFSET=P_OFFSET if self.scales is not None else 0,
             KEYS=tile.rows, QUERIES=tile.step, num_warps=tile.num_warps, num_stages=tile.num_stages,
         )  # fmt: skip
 
     def over_keys(self, grad_query: torch.Tensor) -> None:
-        tile = self.config.over_keys
+        tile, factors = self.config.over_keys, self.factors
         batch, heads, length, _ = grad_query.shape
-        table, blocks = _blocks(self.starts[0], length, tile.rows)
-        factors = self.factors
+        table, blocks = _table(self.starts, self.starts[0], length, tile.rows)
+        tensors, strides, loads = self._operands(tile.rows, tile.step)
         over_keys_kernel[(blocks * batch * heads,)](
-            *self._tensors(), grad_query, self.scales, *table, *self.starts, blocks, *self._strides(),
-            *self._sizes(heads), factors.base2, factors.value, factors.query, self.window, **self._constants(),
-            KEYS=tile.step, QUERIES=tile.rows, num_warps=tile.num_warps, num_stages=tile.num_stages,
+            *tensors, self.lse, self.sums, grad_query, self.scales, strides, self._sizes(heads), table,
+            (factors.base2, factors.value, factors.query), blocks, self.window, **self._constants(),
+            LOADS=loads, KEYS=tile.step, QUERIES=tile.rows, num_warps=tile.num_warps, num_stages=tile.num_stages,
         )  # fmt: skip
 
-    def _tensors(self) -> list[torch.Tensor]:
-        """Operands as the kernels see them: FP8 that the device cannot convert by itself as codes."""
-        pairs = zip(self.operands, self.kinds, strict=True)
-        operands = [x.view(torch.uint8) if kind in ("e4m3", "e5m2") else x for x, kind in pairs]
-        return [*operands, self.grad, self.lse, self.sums]
+    def _operands(self, queries: int, keys: int) -> tuple[list[Any], tuple[tuple[int, ...], ...], bool]:
+        """Query, key, value and gradient as a kernel sees them, their strides, and whether they are descriptors.
 
-    def _strides(self) -> list[int]:
-        return [stride for x in (*self.operands, self.grad) for stride in x.stride()[:3]]
+        Tiles of descriptors lie within their heads.
+        """
+        tensors = [*self.operands, self.grad]
+        rows = (queries, keys, keys, queries)
+        if self.descriptors and self.starts[0] is None:
+            cut = [_descriptor(x, count) for x, count in zip(tensors, rows, strict=True)]
+            found = [descriptor for descriptor in cut if descriptor is not None]
+            if len(found) == len(cut):
+                return [descriptor for descriptor, _ in found], tuple(strides for _, strides in found), True
+        return tensors, tuple(x.stride()[:3] for x in tensors), False
 
     def _sizes(self, heads: int) -> tuple[int, int, int, int, int]:
         query, _, value = self.operands
-        return query.shape[2], value.shape[2], heads, query.shape[3], value.shape[3]
+        return query.shape[2], value.shape[2], query.shape[3], value.shape[3], heads
 
     def _constants(self) -> dict[str, Any]:
         query, key, value = self.operands
         return {
             "CAUSAL": self.is_causal,
             "SHARED": query.shape[1] // key.shape[1],
-            **dict(zip(("Q_KIND", "K_KIND", "V_KIND"), self.kinds, strict=True)),
             "FP8": self.scales is not None,
             "BLOCK_D": _padded(query.shape[3]),
             "BLOCK_E": _padded(value.shape[3]),
         }
 
 
-_Table = tuple[torch.Tensor | None, torch.Tensor | None]
+def _descriptor(x: torch.Tensor, rows: int) -> tuple[TensorDescriptor, tuple[int, int, int, int]] | None:
+    """Tiles [rows, features] of x [B, H, R, W], and the rows from one batch and one head to the next, 1, and the
+    columns from one head to the next; None if tiles would leave their head, or the copy engine does not reach them."""
+    batch, heads, length, width = x.shape
+    per_batch, per_head, per_row, _ = x.stride()
+    unit = 16 // x.element_size()
+    if length % rows or width != _padded(width) or x.data_ptr() % 16 or per_row % unit or per_row < width:
+        return None
+    columns = per_head if per_head < per_row else 0
+    if per_batch % per_row or (per_head % per_row and not columns) or columns % unit:
+        return None
+    strides = (per_batch // per_row, 0 if columns else per_head // per_row, 1, columns)
+    last = (batch - 1) * strides[0] + (heads - 1) * strides[1] + length
+    shape = [last, (heads - 1) * columns + width]
+    return TensorDescriptor(x, shape, [per_row, 1], [rows, width]), strides
 
 
-def _blocks(starts: torch.Tensor | None, rows: int, block: int) -> tuple[_Table, int]:
-    """Which sequence each program of a head works on and the first program of that sequence, and how many there are.
+_Starts = tuple[torch.Tensor | None, torch.Tensor | None]
+
+
+def _table(both: _Starts, starts: torch.Tensor | None, rows: int, block: int) -> tuple[tuple[Any, ...], int]:
+    """Which sequence each program of a head works on, the first program of that sequence, and where sequences start;
+    and how many programs there are.
 
     Packed sequences take at most one block more each than their rows fill; programs without one see themselves as
     before their first block.
     """
     if starts is None:
-        return (None, None), triton.cdiv(rows, block)
+        return (None, None, None, None), triton.cdiv(rows, block)
     sequences = len(starts) - 1
     programs = rows // block + sequences
     counts = (starts.diff() + block - 1) // block
@@ -305,7 +330,7 @@ def _blocks(starts: torch.Tensor | None, rows: int, block: int) -> tuple[_Table,
     sequence = torch.searchsorted(ends, index, right=True)
     known = sequence.clamp(max=sequences - 1)
     first = torch.where(sequence < sequences, (ends - counts)[known], index + 1)
-    return (known.to(torch.int32), first.to(torch.int32)), programs
+    return (known.to(torch.int32), first.to(torch.int32), *both), programs
 
 
 def _padded(features: int) -> int:
@@ -316,15 +341,6 @@ def _padded(features: int) -> int:
 def _with_contiguous_rows(x: torch.Tensor) -> torch.Tensor:
     """x, or a copy if its features are not next to each other."""
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
-
-
-def _kind(dtype: torch.dtype, capability: Capability, fp8: bool) -> str | None:
-    """How a kernel widens operands of `dtype`; None: not at all."""
-    if dtype not in _FLOAT8 or fp8:
-        return None
-    if capability >= HOPPER:
-        return "convert"
-    return "e4m3" if dtype == torch.float8_e4m3fn else "e5m2"
 
 
 def _config(query: torch.Tensor, value: torch.Tensor, capability: Capability, stored_fp8: bool, fp8: bool) -> Config:

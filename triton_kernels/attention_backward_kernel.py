@@ -1,9 +1,20 @@
 """Device functions of the backward pass of fused attention: sums of rows, the pass over queries, the pass over keys.
 
-Tensors are [B, heads, rows, features] with contiguous features and any other strides; packed sequences are those of one
-batch, found through tables. Names, of a tile: s = q k^T, p the probabilities, t = g v^T with g the gradient of the
-output as it is multiplied, d the gradient of the logits. A tile of keys is the left operand in the pass over queries,
-so that probabilities stay in registers on their way from one product to the next.
+Tensors are [B, heads, rows, features] with contiguous features; packed sequences are those of one batch, found through
+tables. Names, of a tile: s = q k^T, p the probabilities, t = g v^T with g the gradient of the output as it is
+multiplied, d the gradient of the logits. A tile of keys is the left operand in the pass over queries, so that
+probabilities stay in registers on their way from one product to the next.
+
+Arguments that are tuples, and what the kernels share:
+
+    strides   of a tensor's batches, heads and rows: elements, with a pointer; rows, with a descriptor, through which
+              Hopper's copy engine loads tiles, where a fourth number is the columns from one head to the next
+    sizes     L, S, D, E, and how many heads there are of what a program computes
+    table     of packed sequences: the sequence of each program of a head, the first program of that sequence, and where
+              the sequences of queries and of keys start [N + 1]; each None where a batch is a sequence
+    factors   float32, of s for base-2 logits, of t, and of the sums
+    scales    of the gradients of output and logits before their casts to FP8, powers of two, and their
+              inverses; or None
 """
 
 import triton
@@ -17,16 +28,12 @@ def row_sums_kernel(
     sums_ptr,
     cast_ptr,
     scales_ptr,
-    grad_batch,
-    grad_head,
-    grad_row,
-    output_batch,
-    output_head,
-    output_row,
+    grad_strides,
+    output_strides,
     L,
     H,
     E,
-    BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
     BLOCK_E: tl.constexpr,
 ):
     """sums[b, h, i] = sum_e g[b, h, i, e] * output[b, h, i, e], where g is the gradient of the output.
@@ -34,72 +41,43 @@ def row_sums_kernel(
     cast_ptr: [B, H, L, E] contiguous, E5M2, where the gradient times scales[0] goes; it is then the one that is summed.
     None: the gradient is multiplied as it is.
     """
-    blocks = tl.cdiv(L, BLOCK)
+    blocks = tl.cdiv(L, ROWS)
     index, batch, head = _place(tl.program_id(0) // blocks, H)
-    rows = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
-    features = tl.arange(0, BLOCK_E)
-    inside = (rows < L)[:, None] & (features < E)[None, :]
-    at = rows.to(tl.int64)[:, None]
-    grad = tl.load(
-        grad_ptr + batch * grad_batch + head * grad_head + at * grad_row + features[None, :], mask=inside, other=0.0
-    )
-    output = tl.load(
-        output_ptr + batch * output_batch + head * output_head + at * output_row + features[None, :],
-        mask=inside,
-        other=0.0,
-    )
+    first = tl.program_id(0) % blocks * ROWS
+    grad_ptr, row, column = _head(grad_ptr, batch, head, grad_strides, 0, False)
+    grad = _tile(grad_ptr, row, column, first, L, E, ROWS, BLOCK_E, False)
+    output_ptr, row, column = _head(output_ptr, batch, head, output_strides, 0, False)
+    output = _tile(output_ptr, row, column, first, L, E, ROWS, BLOCK_E, False)
     if cast_ptr is not None:
         grad = (grad.to(tl.float32) * tl.load(scales_ptr)).to(tl.float8e5)
-        tl.store(cast_ptr + (index * L + at) * E + features[None, :], grad, mask=inside)
+        _store(cast_ptr, grad, index * L, first, L, E, ROWS, BLOCK_E)
     sums = tl.sum(grad.to(tl.float32) * output.to(tl.float32), 1)
     if cast_ptr is not None:
         sums *= tl.load(scales_ptr + 2)
+    rows = first + tl.arange(0, ROWS)
     tl.store(sums_ptr + index * L + rows, sums, mask=rows < L)
 
 
 @triton.jit
 def over_queries_kernel(
-    query_ptr,
-    key_ptr,
-    value_ptr,
-    grad_ptr,
+    query,
+    key,
+    value,
+    grad,
     lse_ptr,
     sums_ptr,
     grad_key_ptr,
     grad_value_ptr,
     scales_ptr,
-    sequence_ptr,
-    first_block_ptr,
-    starts_q_ptr,
-    starts_k_ptr,
+    strides,
+    sizes,
+    table,
+    factors,
     blocks,
-    query_batch,
-    query_head,
-    query_row,
-    key_batch,
-    key_head,
-    key_row,
-    value_batch,
-    value_head,
-    value_row,
-    grad_batch,
-    grad_head,
-    grad_row,
-    L,
-    S,
-    G,
-    D,
-    E,
-    base2,
-    value_factor,
-    grad_key_factor,
-    grad_value_factor,
     window,
     CAUSAL: tl.constexpr,
     SHARED: tl.constexpr,
-    Q_KIND: tl.constexpr,
-    K_KIND: tl.constexpr,
-    V_KIND: tl.constexpr,
+    LOADS: tl.constexpr,
     P_OFFSET: tl.constexpr,
     FP8: tl.constexpr,
     KEYS: tl.constexpr,
@@ -111,115 +89,81 @@ def over_queries_kernel(
     over blocks of QUERIES queries, both in ascending order.
 
     Args:
-        lse_ptr, sums_ptr: [B, H, L] float32.
+        query, key, value, grad: pointers, or descriptors if LOADS. lse_ptr, sums_ptr: [B, H, L] float32.
         grad_key_ptr: [B, G, S, D]. grad_value_ptr: [B, G, S, E]. Both contiguous.
-        scales_ptr: factors of the gradients of output and logits before their casts, powers of two, and their inverses;
-            with FP8.
-        sequence_ptr, first_block_ptr: which packed sequence each program works on, and the program of its first block;
-            None: each batch is one sequence. starts_q_ptr, starts_k_ptr: [N + 1], where sequences start.
-        blocks: programs for each head of keys.
-        Q_KIND, K_KIND, V_KIND: None: multiplied as they are in memory; otherwise how FP8 is widened to bfloat16.
+        blocks: programs for each head of keys. window: keys that a query sees, or None.
         P_OFFSET: added to the exponents of the probabilities that are multiplied.
         FP8: products of FP8 numbers, added block by block.
     """
+    L, S, D, E, G = sizes
     index, batch, group = _place(tl.program_id(0) // blocks, G)
-    block, sequence = _block(tl.program_id(0) % blocks, sequence_ptr, first_block_ptr)
+    block, sequence = _block(tl.program_id(0) % blocks, table)
     if block < 0:
         return
-    q_start, L_here = _sequence(sequence, starts_q_ptr, L)
-    k_start, S_here = _sequence(sequence, starts_k_ptr, S)
+    q_start, L_here = _sequence(sequence, table[2], L)
+    k_start, S_here = _sequence(sequence, table[3], S)
     first = block * KEYS
-    keys = first + tl.arange(0, KEYS)
-    k_at, v_at = batch * key_batch + group * key_head, batch * value_batch + group * value_head
-    k = _rows(key_ptr + k_at, k_start, keys, key_row, S_here, D, BLOCK_D, K_KIND)
-    v = _rows(value_ptr + v_at, k_start, keys, value_row, S_here, E, BLOCK_E, V_KIND)
+    key, row, column = _head(key, batch, group, strides[1], k_start, LOADS)
+    k = _tile(key, row, column, first, S_here, D, KEYS, BLOCK_D, LOADS)
+    value, row, column = _head(value, batch, group, strides[2], k_start, LOADS)
+    v = _tile(value, row, column, first, S_here, E, KEYS, BLOCK_E, LOADS)
 
-    begin, full, full_end, end = _rows_that_see(first, KEYS, L_here, S_here, window, CAUSAL, QUERIES)
+    keys = first + tl.arange(0, KEYS)
+    begin, end = _rows_that_see(first, KEYS, L_here, S_here, window, CAUSAL, QUERIES)
+    t_factor, sum_factor = _factors(factors[1], scales_ptr, P_OFFSET)
     grad_k = tl.zeros((KEYS, BLOCK_D), tl.float32)
     grad_v = tl.zeros((KEYS, BLOCK_E), tl.float32)
-    t_factor, sum_factor = _factors(value_factor, scales_ptr, P_OFFSET)
-    for shared in range(SHARED):
-        head = group * SHARED + shared
-        q_base = query_ptr + batch * query_batch + head * query_head
-        g_base = grad_ptr + batch * grad_batch + head * grad_head
-        of_rows = (batch * G * SHARED + head) * L + q_start
-        for part in tl.static_range(3):
-            MASKED: tl.constexpr = part != 1
-            low, high = begin, full
-            if part == 1:
-                low, high = full, full_end
-            if part == 2:
-                low, high = full_end, end
-            if part == 1 or CAUSAL:
-                for start in range(low, high, QUERIES):
-                    rows = start + tl.arange(0, QUERIES)
-                    q = _rows(q_base, q_start, rows, query_row, L_here, D, BLOCK_D, Q_KIND)
-                    lse = tl.load(lse_ptr + of_rows + rows, mask=rows < L_here, other=float("inf"))
-                    s = tl.dot(k, q.T)
-                    p = tl.exp2(tl.fma(s, base2, (P_OFFSET - lse)[None, :]))
-                    if MASKED:
-                        p = tl.where(_seen(rows[None, :], keys[:, None], window), p, 0.0)
-                    g = _rows(g_base, q_start, rows, grad_row, L_here, E, BLOCK_E, None)
-                    if FP8:
-                        grad_v += tl.dot(p.to(tl.float8e4nv), g)
-                    else:
-                        grad_v = tl.dot(p.to(g.dtype), g, grad_v)
-                    sums = tl.load(sums_ptr + of_rows + rows, mask=rows < L_here, other=0.0)
-                    t = tl.dot(v, g.T)
-                    d = p * tl.fma(t, t_factor, -(sums * sum_factor)[None, :])
-                    if FP8:
-                        grad_k += tl.dot(d.to(tl.float8e5), q)
-                    else:
-                        grad_k = tl.dot(d.to(q.dtype), q, grad_k)
+    # One loop over heads and blocks: in a nested one, ptxas makes the tensor cores wait for each product.
+    per_head = (end - begin) // QUERIES
+    for step in range(per_head * SHARED):
+        head, first_row = group * SHARED + step // per_head, begin + step % per_head * QUERIES
+        x, row, column = _head(query, batch, head, strides[0], q_start, LOADS)
+        q = _tile(x, row, column, first_row, L_here, D, QUERIES, BLOCK_D, LOADS)
+        # Rows that do not exist get the probabilities of those that see nothing: zero.
+        rows = first_row + tl.arange(0, QUERIES)
+        at = (batch * G * SHARED + head) * L + q_start + rows
+        lse = tl.load(lse_ptr + at, mask=rows < L_here, other=float("inf"))
+        p = tl.exp2(tl.fma(tl.dot(k, q.T), factors[0], (P_OFFSET - lse)[None, :]))
+        if CAUSAL:
+            p = tl.where(_seen(rows[None, :], keys[:, None], window), p, 0.0)
+        x, row, column = _head(grad, batch, head, strides[3], q_start, LOADS)
+        g = _tile(x, row, column, first_row, L_here, E, QUERIES, BLOCK_E, LOADS)
+        if FP8:
+            grad_v += tl.dot(p.to(tl.float8e4nv), g)
+        else:
+            grad_v = tl.dot(p.to(g.dtype), g, grad_v)
+        sums = tl.load(sums_ptr + at, mask=rows < L_here, other=0.0)
+        d = p * tl.fma(tl.dot(v, g.T), t_factor, -(sums * sum_factor)[None, :])
+        if FP8:
+            grad_k += tl.dot(d.to(tl.float8e5), q)
+        else:
+            grad_k = tl.dot(d.to(q.dtype), q, grad_k)
 
-    grad_k *= _undone(grad_key_factor, scales_ptr, 1, 0)
-    grad_v *= _undone(grad_value_factor, scales_ptr, 0, P_OFFSET)
-    at = index * S + k_start
-    _store(grad_key_ptr, grad_k, at, keys, S_here, D, BLOCK_D)
-    _store(grad_value_ptr, grad_v, at, keys, S_here, E, BLOCK_E)
+    grad_k *= _undone(factors[2], scales_ptr, 1, 0)
+    grad_v *= _undone(factors[3], scales_ptr, 0, P_OFFSET)
+    _store(grad_key_ptr, grad_k, index * S + k_start, first, S_here, D, KEYS, BLOCK_D)
+    _store(grad_value_ptr, grad_v, index * S + k_start, first, S_here, E, KEYS, BLOCK_E)
 
 
 @triton.jit
 def over_keys_kernel(
-    query_ptr,
-    key_ptr,
-    value_ptr,
-    grad_ptr,
+    query,
+    key,
+    value,
+    grad,
     lse_ptr,
     sums_ptr,
     grad_query_ptr,
     scales_ptr,
-    sequence_ptr,
-    first_block_ptr,
-    starts_q_ptr,
-    starts_k_ptr,
+    strides,
+    sizes,
+    table,
+    factors,
     blocks,
-    query_batch,
-    query_head,
-    query_row,
-    key_batch,
-    key_head,
-    key_row,
-    value_batch,
-    value_head,
-    value_row,
-    grad_batch,
-    grad_head,
-    grad_row,
-    L,
-    S,
-    H,
-    D,
-    E,
-    base2,
-    value_factor,
-    grad_query_factor,
     window,
     CAUSAL: tl.constexpr,
     SHARED: tl.constexpr,
-    Q_KIND: tl.constexpr,
-    K_KIND: tl.constexpr,
-    V_KIND: tl.constexpr,
+    LOADS: tl.constexpr,
     FP8: tl.constexpr,
     KEYS: tl.constexpr,
     QUERIES: tl.constexpr,
@@ -228,58 +172,94 @@ def over_keys_kernel(
 ):
     """Gradients of a block of QUERIES queries, added over blocks of KEYS keys in ascending order; arguments as above.
 
-    grad_query_ptr: [B, H, L, D], contiguous.
+    grad_query_ptr: [B, H, L, D], contiguous. blocks: programs for each head of queries.
     """
+    L, S, D, E, H = sizes
     index, batch, head = _place(tl.program_id(0) // blocks, H)
     # The last blocks see most keys under a causal mask: they start first.
-    block, sequence = _block(blocks - 1 - tl.program_id(0) % blocks, sequence_ptr, first_block_ptr)
+    block, sequence = _block(blocks - 1 - tl.program_id(0) % blocks, table)
     if block < 0:
         return
-    q_start, L_here = _sequence(sequence, starts_q_ptr, L)
-    k_start, S_here = _sequence(sequence, starts_k_ptr, S)
+    q_start, L_here = _sequence(sequence, table[2], L)
+    k_start, S_here = _sequence(sequence, table[3], S)
     first = block * QUERIES
+    query, row, column = _head(query, batch, head, strides[0], q_start, LOADS)
+    q = _tile(query, row, column, first, L_here, D, QUERIES, BLOCK_D, LOADS)
+    grad, row, column = _head(grad, batch, head, strides[3], q_start, LOADS)
+    g = _tile(grad, row, column, first, L_here, E, QUERIES, BLOCK_E, LOADS)
     rows = first + tl.arange(0, QUERIES)
-    q_base = query_ptr + batch * query_batch + head * query_head
-    q = _rows(q_base, q_start, rows, query_row, L_here, D, BLOCK_D, Q_KIND)
-    g = _rows(grad_ptr + batch * grad_batch + head * grad_head, q_start, rows, grad_row, L_here, E, BLOCK_E, None)
-    of_rows = index * L + q_start + rows
-    lse = tl.load(lse_ptr + of_rows, mask=rows < L_here, other=float("inf"))
-    t_factor, sum_factor = _factors(value_factor, scales_ptr, 0)
-    sums = tl.load(sums_ptr + of_rows, mask=rows < L_here, other=0.0) * sum_factor
+    at = index * L + q_start + rows
+    lse = tl.load(lse_ptr + at, mask=rows < L_here, other=float("inf"))
+    t_factor, sum_factor = _factors(factors[1], scales_ptr, 0)
+    sums = tl.load(sums_ptr + at, mask=rows < L_here, other=0.0) * sum_factor
 
     begin, full, full_end, end = _keys_seen(first, QUERIES, L_here, S_here, window, CAUSAL, KEYS)
-    group = head // SHARED
-    k_base = key_ptr + batch * key_batch + group * key_head
-    v_base = value_ptr + batch * value_batch + group * value_head
+    k = _head(key, batch, head // SHARED, strides[1], k_start, LOADS)
+    v = _head(value, batch, head // SHARED, strides[2], k_start, LOADS)
     grad_q = tl.zeros((QUERIES, BLOCK_D), tl.float32)
-    for part in tl.static_range(3):
-        MASKED: tl.constexpr = part != 1
-        low, high = begin, full
-        if part == 1:
-            low, high = full, full_end
-        if part == 2:
-            low, high = full_end, end
-        if part != 0 or window is not None:
-            for start in range(low, high, KEYS):
-                keys = start + tl.arange(0, KEYS)
-                k = _rows(k_base, k_start, keys, key_row, S_here, D, BLOCK_D, K_KIND)
-                s = tl.dot(q, k.T)
-                p = tl.exp2(tl.fma(s, base2, -lse[:, None]))
-                if MASKED:
-                    seen = (keys < S_here)[None, :]
-                    if CAUSAL:
-                        seen &= _seen(rows[:, None], keys[None, :], window)
-                    p = tl.where(seen, p, 0.0)
-                v = _rows(v_base, k_start, keys, value_row, S_here, E, BLOCK_E, V_KIND)
-                t = tl.dot(g, v.T)
-                d = p * tl.fma(t, t_factor, -sums[:, None])
-                if FP8:
-                    grad_q += tl.dot(d.to(tl.float8e5), k)
-                else:
-                    grad_q = tl.dot(d.to(k.dtype), k, grad_q)
+    if window is not None:
+        grad_q = _add_keys(
+            grad_q, q, g, k, v, lse, sums, S_here, D, E, factors[0], t_factor, window, first, begin, full,
+            True, CAUSAL, LOADS, FP8, KEYS, QUERIES, BLOCK_D, BLOCK_E,
+        )  # fmt: skip
+    grad_q = _add_keys(
+        grad_q, q, g, k, v, lse, sums, S_here, D, E, factors[0], t_factor, window, first, full, full_end,
+        False, CAUSAL, LOADS, FP8, KEYS, QUERIES, BLOCK_D, BLOCK_E,
+    )  # fmt: skip
+    grad_q = _add_keys(
+        grad_q, q, g, k, v, lse, sums, S_here, D, E, factors[0], t_factor, window, first, full_end, end,
+        True, CAUSAL, LOADS, FP8, KEYS, QUERIES, BLOCK_D, BLOCK_E,
+    )  # fmt: skip
 
-    grad_q *= _undone(grad_query_factor, scales_ptr, 1, 0)
-    _store(grad_query_ptr, grad_q, index * L + q_start, rows, L_here, D, BLOCK_D)
+    grad_q *= _undone(factors[2], scales_ptr, 1, 0)
+    _store(grad_query_ptr, grad_q, index * L + q_start, first, L_here, D, QUERIES, BLOCK_D)
+
+
+@triton.jit
+def _add_keys(
+    grad_q,
+    q,
+    g,
+    key,
+    value,
+    lse,
+    sums,
+    S,
+    D,
+    E,
+    base2,
+    t_factor,
+    window,
+    first_row,
+    low,
+    high,
+    MASKED: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    LOADS: tl.constexpr,
+    FP8: tl.constexpr,
+    KEYS: tl.constexpr,
+    QUERIES: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+):
+    """The gradients of a block of queries after keys low .. high - 1."""
+    for first in range(low, high, KEYS):
+        k = _tile(key[0], key[1], key[2], first, S, D, KEYS, BLOCK_D, LOADS)
+        p = tl.exp2(tl.fma(tl.dot(q, k.T), base2, -lse[:, None]))
+        if MASKED:
+            keys = first + tl.arange(0, KEYS)
+            seen = (keys < S)[None, :]
+            if CAUSAL:
+                rows = first_row + tl.arange(0, QUERIES)
+                seen &= _seen(rows[:, None], keys[None, :], window)
+            p = tl.where(seen, p, 0.0)
+        v = _tile(value[0], value[1], value[2], first, S, E, KEYS, BLOCK_E, LOADS)
+        d = p * tl.fma(tl.dot(g, v.T), t_factor, -sums[:, None])
+        if FP8:
+            grad_q += tl.dot(d.to(tl.float8e5), k)
+        else:
+            grad_q = tl.dot(d.to(k.dtype), k, grad_q)
+    return grad_q
 
 
 @triton.jit
@@ -290,13 +270,12 @@ def _place(program, heads):
 
 
 @triton.jit
-def _block(program, sequence_ptr, first_block_ptr):
+def _block(program, table):
     """Which block of its sequence a program computes, negative if none, and the sequence."""
-    if sequence_ptr is None:
+    if table[0] is None:
         return program, 0
     else:
-        sequence = tl.load(sequence_ptr + program)
-        return program - tl.load(first_block_ptr + program), sequence
+        return program - tl.load(table[1] + program), tl.load(table[0] + program)
 
 
 @triton.jit
@@ -310,34 +289,37 @@ def _sequence(sequence, starts_ptr, length):
 
 
 @triton.jit
-def _rows(base_ptr, start, rows, stride, count, width, BLOCK_WIDTH: tl.constexpr, KIND: tl.constexpr):
-    """Rows [R, BLOCK_WIDTH] of a sequence that starts at row `start`, zeros outside of its `count` rows."""
-    features = tl.arange(0, BLOCK_WIDTH)
-    at = (start + rows).to(tl.int64)[:, None] * stride + features[None, :]
-    inside = (rows < count)[:, None] & (features < width)[None, :]
-    return _widened(tl.load(base_ptr + at, mask=inside, other=0.0), KIND)
+def _head(x, batch, head, strides, start, LOADS: tl.constexpr):
+    """The rows of one head from row `start` on: a pointer and the stride of rows; or a descriptor, row and column."""
+    if LOADS:
+        row = batch * strides[0] + head * strides[1] + start
+        return x, row.to(tl.int32), (head * strides[3]).to(tl.int32)
+    else:
+        return x + batch * strides[0] + head * strides[1] + tl.cast(start, tl.int64) * strides[2], strides[2], 0
 
 
 @triton.jit
-def _widened(tile, KIND: tl.constexpr):
-    """FP8 numbers as bfloat16, which holds them: codes, uint8, of E4M3 or E5M2; or numbers that the GPU converts."""
-    if KIND is None:
-        return tile
-    elif KIND == "convert":
-        return tile.to(tl.bfloat16)
+def _tile(
+    x,
+    row,
+    column,
+    first,
+    count,
+    width,
+    ROWS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    LOADS: tl.constexpr,
+):
+    """Rows [ROWS, WIDTH] of a head from `first` on, zeros outside of its `count` rows and `width` features.
+
+    With LOADS the tile lies within the head.
+    """
+    if LOADS:
+        return x.load([row + first, column])
     else:
-        MANTISSA: tl.constexpr = 3 if KIND == "e4m3" else 2
-        BIAS: tl.constexpr = 7 if KIND == "e4m3" else 15
-        LARGEST: tl.constexpr = 0x7E if KIND == "e4m3" else 0x7B
-        wide = tile.to(tl.uint32)
-        magnitude = wide & 0x7F
-        power: tl.constexpr = 2.0 ** (127 - BIAS)
-        number = (magnitude << (23 - MANTISSA)).to(tl.float32, bitcast=True) * power
-        special = 0x7FC00000
-        if KIND == "e5m2":
-            special = tl.where(magnitude == 0x7C, 0x7F800000, 0x7FC00000)
-        pattern = tl.where(magnitude > LARGEST, special, number.to(tl.uint32, bitcast=True)) | (wide & 0x80) << 24
-        return pattern.to(tl.float32, bitcast=True).to(tl.bfloat16)
+        rows, features = first + tl.arange(0, ROWS), tl.arange(0, WIDTH)
+        at = rows.to(tl.int64)[:, None] * row + features[None, :]
+        return tl.load(x + at, mask=(rows < count)[:, None] & (features < width)[None, :], other=0.0)
 
 
 @triton.jit
@@ -351,24 +333,20 @@ def _seen(row, key, window):
 
 @triton.jit
 def _rows_that_see(first, KEYS: tl.constexpr, L, S, window, CAUSAL: tl.constexpr, QUERIES: tl.constexpr):
-    """Of blocks of queries: where those begin that see one of the keys first .. first + KEYS - 1, where those that see
-    all of them begin and end, and the end."""
-    end = tl.cdiv(L, QUERIES) * QUERIES
-    begin, full, full_end = 0, 0, end
+    """Where the blocks of queries begin and end that see one of the keys first .. first + KEYS - 1."""
+    begin, end = 0, tl.cdiv(L, QUERIES) * QUERIES
     if CAUSAL:
-        last = tl.minimum(first + KEYS, S) - 1
-        begin = first // QUERIES * QUERIES
-        full = tl.cdiv(last, QUERIES) * QUERIES
+        begin = tl.minimum(first // QUERIES * QUERIES, end)
         if window is not None:
-            full_end = (first + window) // QUERIES * QUERIES
+            last = tl.minimum(first + KEYS, S) - 1
             end = tl.minimum(end, tl.cdiv(last + window, QUERIES) * QUERIES)
-    full = tl.minimum(full, end)
-    return begin, full, tl.maximum(tl.minimum(full_end, end), full), end
+    return begin, end
 
 
 @triton.jit
 def _keys_seen(first, QUERIES: tl.constexpr, L, S, window, CAUSAL: tl.constexpr, KEYS: tl.constexpr):
-    """Of blocks of keys, likewise: those that one of the queries first .. first + QUERIES - 1 sees, or all of them."""
+    """Of blocks of keys: where those begin that one of the queries first .. first + QUERIES - 1 sees, where those that
+    all of them see begin and end, and the end."""
     begin, full, full_end, end = 0, 0, S // KEYS * KEYS, S
     if CAUSAL:
         last = tl.minimum(first + QUERIES, L) - 1
@@ -402,8 +380,9 @@ def _undone(factor, scales_ptr, WHICH: tl.constexpr, P_OFFSET: tl.constexpr):
 
 
 @triton.jit
-def _store(out_ptr, tile, start, rows, count, width, BLOCK_WIDTH: tl.constexpr):
-    features = tl.arange(0, BLOCK_WIDTH)
+def _store(out_ptr, tile, start, first, count, width, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+    """Write the rows of a tile that exist; `start` is the row of `out` that stands for row 0."""
+    rows, features = first + tl.arange(0, ROWS), tl.arange(0, WIDTH)
     at = (start + rows.to(tl.int64))[:, None] * width + features[None, :]
     inside = (rows < count)[:, None] & (features < width)[None, :]
     tl.store(out_ptr + at, tile.to(out_ptr.dtype.element_ty), mask=inside)
