@@ -80,6 +80,7 @@ def attention_backward(
     scale: float | None = None,
     is_causal: bool = False,
     window: int | None = None,
+    lower_right: bool = False,
     query_scale_inv: float = 1.0,
     key_scale_inv: float = 1.0,
     value_scale_inv: float = 1.0,
@@ -111,6 +112,7 @@ def attention_backward(
             gradient of such a row, and all it contributes, exactly zero.
         scale: on the logits, positive; None: D^-1/2.
         is_causal: query i sees keys 0 .. i. window: query i sees keys i - window + 1 .. i.
+        lower_right: for both, query i stands at key i + S - L instead of i, so that the last query sees the last key.
         query_scale_inv, key_scale_inv, value_scale_inv: factors of the operands.
         output_factor: of the output. grad_factors: of the gradients of query, key and value; all of these are
             multiplied in float32, once, on sums.
@@ -180,6 +182,7 @@ def attention_backward(
         factors=factors,
         window=window,
         is_causal=is_causal or window is not None,
+        lower_right=lower_right,
         config=config,
         descriptors=capability >= HOPPER,
     )
@@ -229,6 +232,7 @@ class _Launch:
     factors: BackwardFactors
     window: int | None
     is_causal: bool
+    lower_right: bool
     config: Config
     descriptors: bool
 
@@ -286,6 +290,7 @@ class _Launch:
         query, key, value = self.operands
         return {
             "CAUSAL": self.is_causal,
+            "LOWER_RIGHT": self.lower_right,
             "SHARED": query.shape[1] // key.shape[1],
             "FP8": self.scales is not None,
             "BLOCK_D": _padded(query.shape[3]),
@@ -339,8 +344,8 @@ def _padded(features: int) -> int:
 
 
 def _with_contiguous_rows(x: torch.Tensor) -> torch.Tensor:
-    """x, or a copy if its features are not next to each other."""
-    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+    """x, or a copy if its features are not next to each other, or its rows too far apart for tiles of 32-bit places."""
+    return x if x.stride(-1) == 1 and x.stride(-2) < 1 << 22 else x.contiguous()
 
 
 def _config(query: torch.Tensor, value: torch.Tensor, capability: Capability, stored_fp8: bool, fp8: bool) -> Config:

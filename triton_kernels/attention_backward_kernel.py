@@ -76,6 +76,7 @@ def over_queries_kernel(
     blocks,
     window,
     CAUSAL: tl.constexpr,
+    LOWER_RIGHT: tl.constexpr,
     SHARED: tl.constexpr,
     LOADS: tl.constexpr,
     P_OFFSET: tl.constexpr,
@@ -109,7 +110,8 @@ def over_queries_kernel(
     v = _tile(value, row, column, first, S_here, E, KEYS, BLOCK_E, LOADS)
 
     keys = first + tl.arange(0, KEYS)
-    begin, end = _rows_that_see(first, KEYS, L_here, S_here, window, CAUSAL, QUERIES)
+    shift = S_here - L_here if LOWER_RIGHT else 0
+    begin, end = _rows_that_see(first, shift, KEYS, L_here, S_here, window, CAUSAL, QUERIES)
     t_factor, sum_factor = _factors(factors[1], scales_ptr, P_OFFSET)
     grad_k = tl.zeros((KEYS, BLOCK_D), tl.float32)
     grad_v = tl.zeros((KEYS, BLOCK_E), tl.float32)
@@ -121,18 +123,18 @@ def over_queries_kernel(
         q = _tile(x, row, column, first_row, L_here, D, QUERIES, BLOCK_D, LOADS)
         # Rows that do not exist get the probabilities of those that see nothing: zero.
         rows = first_row + tl.arange(0, QUERIES)
-        at = (batch * G * SHARED + head) * L + q_start + rows
-        lse = tl.load(lse_ptr + at, mask=rows < L_here, other=float("inf"))
+        at = (batch * G * SHARED + head) * L + q_start
+        lse = tl.load(lse_ptr + at + rows, mask=rows < L_here, other=float("inf"))
         p = tl.exp2(tl.fma(tl.dot(k, q.T), factors[0], (P_OFFSET - lse)[None, :]))
         if CAUSAL:
-            p = tl.where(_seen(rows[None, :], keys[:, None], window), p, 0.0)
+            p = tl.where(_seen(rows[None, :] + shift, keys[:, None], window), p, 0.0)
         x, row, column = _head(grad, batch, head, strides[3], q_start, LOADS)
         g = _tile(x, row, column, first_row, L_here, E, QUERIES, BLOCK_E, LOADS)
         if FP8:
             grad_v += tl.dot(p.to(tl.float8e4nv), g)
         else:
             grad_v = tl.dot(p.to(g.dtype), g, grad_v)
-        sums = tl.load(sums_ptr + at, mask=rows < L_here, other=0.0)
+        sums = tl.load(sums_ptr + at + rows, mask=rows < L_here, other=0.0)
         d = p * tl.fma(tl.dot(v, g.T), t_factor, -(sums * sum_factor)[None, :])
         if FP8:
             grad_k += tl.dot(d.to(tl.float8e5), q)
@@ -162,6 +164,7 @@ def over_keys_kernel(
     blocks,
     window,
     CAUSAL: tl.constexpr,
+    LOWER_RIGHT: tl.constexpr,
     SHARED: tl.constexpr,
     LOADS: tl.constexpr,
     FP8: tl.constexpr,
@@ -193,21 +196,22 @@ def over_keys_kernel(
     t_factor, sum_factor = _factors(factors[1], scales_ptr, 0)
     sums = tl.load(sums_ptr + at, mask=rows < L_here, other=0.0) * sum_factor
 
-    begin, full, full_end, end = _keys_seen(first, QUERIES, L_here, S_here, window, CAUSAL, KEYS)
+    shift = S_here - L_here if LOWER_RIGHT else 0
+    begin, full, full_end, end = _keys_seen(first, shift, QUERIES, L_here, S_here, window, CAUSAL, KEYS)
     k = _head(key, batch, head // SHARED, strides[1], k_start, LOADS)
     v = _head(value, batch, head // SHARED, strides[2], k_start, LOADS)
     grad_q = tl.zeros((QUERIES, BLOCK_D), tl.float32)
     if window is not None:
         grad_q = _add_keys(
-            grad_q, q, g, k, v, lse, sums, S_here, D, E, factors[0], t_factor, window, first, begin, full,
+            grad_q, q, g, k, v, lse, sums, S_here, D, E, factors[0], t_factor, window, first + shift, begin, full,
             True, CAUSAL, LOADS, FP8, KEYS, QUERIES, BLOCK_D, BLOCK_E,
         )  # fmt: skip
     grad_q = _add_keys(
-        grad_q, q, g, k, v, lse, sums, S_here, D, E, factors[0], t_factor, window, first, full, full_end,
+        grad_q, q, g, k, v, lse, sums, S_here, D, E, factors[0], t_factor, window, first + shift, full, full_end,
         False, CAUSAL, LOADS, FP8, KEYS, QUERIES, BLOCK_D, BLOCK_E,
     )  # fmt: skip
     grad_q = _add_keys(
-        grad_q, q, g, k, v, lse, sums, S_here, D, E, factors[0], t_factor, window, first, full_end, end,
+        grad_q, q, g, k, v, lse, sums, S_here, D, E, factors[0], t_factor, window, first + shift, full_end, end,
         True, CAUSAL, LOADS, FP8, KEYS, QUERIES, BLOCK_D, BLOCK_E,
     )  # fmt: skip
 
@@ -230,7 +234,7 @@ def _add_keys(
     base2,
     t_factor,
     window,
-    first_row,
+    first_place,
     low,
     high,
     MASKED: tl.constexpr,
@@ -250,7 +254,7 @@ def _add_keys(
             keys = first + tl.arange(0, KEYS)
             seen = (keys < S)[None, :]
             if CAUSAL:
-                rows = first_row + tl.arange(0, QUERIES)
+                rows = first_place + tl.arange(0, QUERIES)
                 seen &= _seen(rows[:, None], keys[None, :], window)
             p = tl.where(seen, p, 0.0)
         v = _tile(value[0], value[1], value[2], first, S, E, KEYS, BLOCK_E, LOADS)
@@ -318,13 +322,18 @@ def _tile(
         return x.load([row + first, column])
     else:
         rows, features = first + tl.arange(0, ROWS), tl.arange(0, WIDTH)
-        at = rows.to(tl.int64)[:, None] * row + features[None, :]
-        return tl.load(x + at, mask=(rows < count)[:, None] & (features < width)[None, :], other=0.0)
+        # Places within a tile fit into 32 bits, which take half the registers.
+        at = tl.arange(0, ROWS)[:, None] * row + features[None, :]
+        return tl.load(
+            x + tl.cast(first, tl.int64) * row + at,
+            mask=(rows < count)[:, None] & (features < width)[None, :],
+            other=0.0,
+        )
 
 
 @triton.jit
 def _seen(row, key, window):
-    """Whether queries see keys: those up to their own place, `window` of them if there is one."""
+    """Whether queries at places `row` see keys: those up to their own place, `window` of them if there is one."""
     if window is None:
         return key <= row
     else:
@@ -332,29 +341,31 @@ def _seen(row, key, window):
 
 
 @triton.jit
-def _rows_that_see(first, KEYS: tl.constexpr, L, S, window, CAUSAL: tl.constexpr, QUERIES: tl.constexpr):
-    """Where the blocks of queries begin and end that see one of the keys first .. first + KEYS - 1."""
+def _rows_that_see(first, shift, KEYS: tl.constexpr, L, S, window, CAUSAL: tl.constexpr, QUERIES: tl.constexpr):
+    """Where the blocks of queries begin and end that see one of the keys first .. first + KEYS - 1; query i stands at
+    place i + shift."""
     begin, end = 0, tl.cdiv(L, QUERIES) * QUERIES
     if CAUSAL:
-        begin = tl.minimum(first // QUERIES * QUERIES, end)
+        begin = tl.minimum(tl.maximum(first - shift, 0) // QUERIES * QUERIES, end)
         if window is not None:
             last = tl.minimum(first + KEYS, S) - 1
-            end = tl.minimum(end, tl.cdiv(last + window, QUERIES) * QUERIES)
+            end = tl.minimum(end, tl.cdiv(tl.maximum(last - shift + window, 0), QUERIES) * QUERIES)
+            end = tl.maximum(begin, end)
     return begin, end
 
 
 @triton.jit
-def _keys_seen(first, QUERIES: tl.constexpr, L, S, window, CAUSAL: tl.constexpr, KEYS: tl.constexpr):
+def _keys_seen(first, shift, QUERIES: tl.constexpr, L, S, window, CAUSAL: tl.constexpr, KEYS: tl.constexpr):
     """Of blocks of keys: where those begin that one of the queries first .. first + QUERIES - 1 sees, where those that
     all of them see begin and end, and the end."""
     begin, full, full_end, end = 0, 0, S // KEYS * KEYS, S
     if CAUSAL:
-        last = tl.minimum(first + QUERIES, L) - 1
-        end = tl.minimum(S, last + 1)
-        full_end = tl.minimum(full_end, (first + 1) // KEYS * KEYS)
+        lowest, highest = first + shift, tl.minimum(first + QUERIES, L) - 1 + shift
+        end = tl.minimum(S, tl.maximum(highest + 1, 0))
+        full_end = tl.minimum(full_end, tl.maximum(lowest + 1, 0) // KEYS * KEYS)
         if window is not None:
-            begin = tl.maximum(first - window + 1, 0) // KEYS * KEYS
-            full = tl.cdiv(tl.maximum(last - window + 1, 0), KEYS) * KEYS
+            begin = tl.maximum(lowest - window + 1, 0) // KEYS * KEYS
+            full = tl.cdiv(tl.maximum(highest - window + 1, 0), KEYS) * KEYS
     full = tl.minimum(full, end)
     return begin, full, tl.maximum(tl.minimum(full_end, end), full), end
 
