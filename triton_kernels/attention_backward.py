@@ -46,27 +46,56 @@ class Tile(NamedTuple):
 
 @dataclass(frozen=True)
 class Config:
-    """The tiles of the pass over queries, of `rows` keys, and of the pass over keys, of `rows` queries."""
+    """The tiles of the pass over queries, of `rows` keys, and of the pass over keys, of `rows` queries.
+
+    `descriptors`: load through tensor descriptors, which need compute capability 9.0, where tiles fill their heads.
+    """
 
     over_queries: Tile
     over_keys: Tile
+    descriptors: bool = False
 
 
 _INTERPRETED = Config(Tile(256, 256), Tile(256, 256))
 """Few, large programs: the interpreter takes milliseconds for each whatever its size."""
 
 
-def configs(head_width: int, capability: Capability, *, stored_fp8: bool, fp8: bool) -> Config:
-    """The tiles for heads of this many features: free of spills, and they fit on the chip.
+def configs(width: int, capability: Capability, *, fp8: bool = False) -> list[Config]:
+    """The configurations worth a try: first one for tiles that fill their heads, if the device loads these through
+    descriptors, last one for all shapes. They fit on the chip, and but for FP8 of 256 features none spills registers.
 
     Args:
-        head_width: features, of query or of value, whichever has more.
+        width: features of a tile, 32 to 256, the larger of those of query and of value.
         capability: of the device.
-        stored_fp8: query, key and value are FP8. fp8: they are multiplied so.
+        fp8: products of FP8.
     """
+    width = max(64, width)
     if capability < HOPPER:
-        return Config(Tile(64, 64, 4), Tile(64, 64, 4))
-    return Config(Tile(128, 64, 8, 2), Tile(128, 64, 8, 2))
+        return [_AMPERE[width]]
+    return [_HOPPER[fp8, width], _HOPPER_RAGGED[width]]
+
+
+_HOPPER = {
+    (False, 64): Config(Tile(128, 64, 8, 3), Tile(128, 64, 8, 3), True),
+    (False, 128): Config(Tile(128, 64, 8, 2), Tile(128, 64, 8, 3), True),
+    (False, 256): Config(Tile(64, 32, 8, 2), Tile(64, 64, 8, 2), True),
+    (True, 64): Config(Tile(128, 64, 8, 3), Tile(128, 64, 8, 3), True),
+    (True, 128): Config(Tile(64, 64, 8, 3), Tile(128, 64, 8, 3), True),
+    (True, 256): Config(Tile(64, 32, 8, 2), Tile(64, 64, 8, 2), True),
+}
+"""By whether FP8 is multiplied, and the width of a tile."""
+
+_HOPPER_RAGGED = {
+    64: Config(Tile(128, 64, 8, 2), Tile(128, 64, 8, 2)),
+    128: Config(Tile(128, 32, 8, 2), Tile(128, 64, 8, 2)),
+    256: Config(Tile(64, 16, 8, 2), Tile(64, 16, 8, 2)),
+}
+
+_AMPERE = {
+    64: Config(Tile(64, 64, 8, 2), Tile(64, 64, 8, 2)),
+    128: Config(Tile(64, 64, 8, 2), Tile(64, 64, 8, 2)),
+    256: Config(Tile(64, 16, 8, 2), Tile(64, 32, 8, 2)),
+}
 
 
 def attention_backward(
@@ -164,13 +193,12 @@ def attention_backward(
         raise ValueError(
             "grad_output_scale and grad_logits_scale are factors of FP8 casts: pass fp8=True, or drop them"
         )
-    config = config or _config(query, value, capability, stored_fp8, fp8)
     grad = _with_contiguous_rows(grad_output if fp8 else grad_output.to(multiplied))
     sums = torch.empty(lse.shape, dtype=torch.float32, device=lse.device)
     cast = torch.empty(grad.shape, dtype=torch.float8_e5m2, device=grad.device) if fp8 else None
-    gradients = tuple(
-        (torch.empty if cu_seqlens_q is None else torch.zeros)(x.shape, dtype=dtype or multiplied, device=x.device)
-        for x in (query, key, value)
+    allocate = torch.empty if cu_seqlens_q is None else torch.zeros  # rows may belong to no sequence
+    query_grad, key_grad, value_grad = (
+        allocate(x.shape, dtype=dtype or multiplied, device=x.device) for x in (query, key, value)
     )
     launch = _Launch(
         operands=tuple(_with_contiguous_rows(x if fp8 else x.to(multiplied)) for x in (query, key, value)),
@@ -183,14 +211,13 @@ def attention_backward(
         window=window,
         is_causal=is_causal or window is not None,
         lower_right=lower_right,
-        config=config,
-        descriptors=capability >= HOPPER,
+        config=config or _config(query, key, value, capability, fp8, cu_seqlens_q is not None),
     )
     with torch.cuda.device_of(query):
         launch.add_rows(grad, _with_contiguous_rows(output), cast)
-        launch.over_queries(gradients[1], gradients[2])
-        launch.over_keys(gradients[0])
-    return gradients
+        launch.over_queries(key_grad, value_grad)
+        launch.over_keys(query_grad)
+    return query_grad, key_grad, value_grad
 
 
 def plan_of(
@@ -234,7 +261,6 @@ class _Launch:
     is_causal: bool
     lower_right: bool
     config: Config
-    descriptors: bool
 
     def add_rows(self, grad: torch.Tensor, output: torch.Tensor, cast: torch.Tensor | None) -> None:
         """The sums of g * output over the features, and the gradient's cast."""
@@ -275,7 +301,7 @@ class _Launch:
         """
         tensors = [*self.operands, self.grad]
         rows = (queries, keys, keys, queries)
-        if self.descriptors and self.starts[0] is None:
+        if self.config.descriptors and self.starts[0] is None:
             cut = [_descriptor(x, count) for x, count in zip(tensors, rows, strict=True)]
             found = [descriptor for descriptor in cut if descriptor is not None]
             if len(found) == len(cut):
@@ -340,7 +366,8 @@ def _table(both: _Starts, starts: torch.Tensor | None, rows: int, block: int) ->
 
 def _padded(features: int) -> int:
     """Features of a tile: a power of two that the products of every type can add over."""
-    return max(32, triton.next_power_of_2(features))
+    width: int = max(32, triton.next_power_of_2(features))
+    return width
 
 
 def _with_contiguous_rows(x: torch.Tensor) -> torch.Tensor:
@@ -348,11 +375,19 @@ def _with_contiguous_rows(x: torch.Tensor) -> torch.Tensor:
     return x if x.stride(-1) == 1 and x.stride(-2) < 1 << 22 else x.contiguous()
 
 
-def _config(query: torch.Tensor, value: torch.Tensor, capability: Capability, stored_fp8: bool, fp8: bool) -> Config:
+def _config(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, capability: Capability, fp8: bool, packed: bool
+) -> Config:
+    """The first configuration if its tiles fill the heads, else the last."""
     if interpreter.is_enabled():
         return Config(Tile(256, 64), Tile(256, 64)) if fp8 else _INTERPRETED
-    width = max(_padded(x.shape[-1]) for x in (query, value))
-    return configs(width, capability, stored_fp8=stored_fp8, fp8=fp8)
+    widths = [_padded(x.shape[-1]) for x in (query, value)]
+    choices = configs(max(widths), capability, fp8=fp8)
+    tiles = choices[0].over_queries, choices[0].over_keys
+    lengths = (query.shape[2], key.shape[2])
+    fill = not any(length % rows for length in lengths for tile in tiles for rows in (tile.rows, tile.step))
+    fill = fill and not packed and widths == [query.shape[-1], value.shape[-1]]
+    return choices[0] if fill else choices[-1]
 
 
 def _require_operands(
