@@ -20,6 +20,8 @@ SHARED_MEMORY = {"sm_80": 166_912, "sm_90": 232_448}
 REGISTERS = {
     "sm_80 attention bfloat16 128": 196,
     "sm_80 attention e4m3 128": 196,
+    "sm_80 attention backward over keys bfloat16 128": 183,
+    "sm_80 attention backward over queries bfloat16 128": 188,
     "sm_80 cast float32 to e4m3": 30,
     "sm_80 decode e4m3 to bfloat16": 26,
     "sm_80 encode float32 to e2m1, stochastic": 32,
@@ -37,6 +39,12 @@ REGISTERS = {
     "sm_90 attention e4m3 128": 174,
     "sm_90 attention e4m3 128, causal": 254,
     "sm_90 attention e4m3 256": 204,
+    "sm_90 attention backward over keys bfloat16 128": 208,
+    "sm_90 attention backward over keys e4m3 128": 216,
+    "sm_90 attention backward over queries bfloat16 128": 255,
+    "sm_90 attention backward over queries bfloat16 128, ragged": 255,
+    "sm_90 attention backward over queries bfloat16 256": 224,
+    "sm_90 attention backward over queries e4m3 128": 226,
     "sm_90 cast bfloat16 to e4m3": 31,
     "sm_90 cast float32 to e4m3": 28,
     "sm_90 encode float32 to e2m1, stochastic": 32,
@@ -59,6 +67,11 @@ REGISTERS = {
 }
 """Registers per thread at most, as of Triton 3.6.0. These kernels are compiled in every test run."""
 
+SPILLS = {
+    "sm_90 attention backward over queries e4m3 256": 48,
+}
+"""Bytes of the stack at most, where registers spill and no tiles are known with which they do not."""
+
 FAULTY = "sm_90 matmul e4m3 x e4m3, exact"
 TENSOR_CORE = {
     ("sm_90", "e4m3 x e4m3"): r"QGMMA\.64x\d+x32\.F32\.E4M3\.E4M3",
@@ -80,6 +93,15 @@ ATTENTION = {
     ("sm_80", "bfloat16"): r"HMMA\.16816\.F32\.BF16",
 }
 """Of both products of attention; on sm_80 FP8 is widened to float16 in memory."""
+
+BACKWARD_PRODUCTS = {
+    ("sm_90", "bfloat16"): r"HGMMA\.64x\d+x16\.F32\.BF16",
+    ("sm_90", "float16"): r"HGMMA\.64x\d+x16\.F32",
+    ("sm_90", "e4m3"): r"QGMMA\.64x\d+x32\.F32\.E[45]M[23]\.E[45]M[23]",
+    ("sm_80", "bfloat16"): r"HMMA\.16816\.F32\.BF16",
+    ("sm_80", "float16"): r"HMMA\.16816\.F32",
+}
+"""The instructions of an attention's backward pass; FP8 probabilities are E4M3 and gradients E5M2."""
 
 LOADS = {"sm_80": r"LDGSTS\.E\.BYPASS\.128", "sm_90": r"UTMALDG\.[24]D"}
 """How tiles come in: 16 bytes at a time, straight to shared memory; through the copy engine."""
@@ -131,10 +153,14 @@ def require_compiled(report):
 def check_machine_code(name, report):
     architecture, kernel = name.split(" ", 1)
     families = count_families(report["opcodes"])
-    assert (report["stack"], families["LDL"], families["STL"]) == (0, 0, 0), "registers spill to memory"
+    allowed = next((stack for start, stack in SPILLS.items() if name.startswith(start)), 0)
+    assert report["stack"] <= allowed, f"registers spill to {report['stack']} bytes of memory"
+    assert allowed or (families["LDL"], families["STL"]) == (0, 0)
     assert report["shared"] <= SHARED_MEMORY[architecture]
     if kernel.startswith("matmul") and not kernel.endswith("merge"):
         check_products(architecture, kernel, report["opcodes"])
+    elif kernel.startswith("attention backward"):
+        check_backward(architecture, kernel, report["opcodes"])
     elif kernel.startswith("attention"):
         expected = ATTENTION.get((architecture, kernel.split()[1].rstrip(",")), r"HMMA\.16816\.F32")
         check_tensor_cores(architecture, expected, report["opcodes"])
@@ -154,6 +180,20 @@ def check_tensor_cores(architecture, expected, opcodes):
     assert products, f"no {expected} among {sorted(opcodes)}"
     assert all(re.fullmatch(expected, opcode) for opcode in products), f"{products}, expected {expected}"
     assert any(re.fullmatch(LOADS[architecture], opcode) for opcode in opcodes), f"no load {LOADS[architecture]}"
+
+
+def check_backward(architecture, kernel, opcodes):
+    """All products are on the tensor core of the operands' type, and none waits for another."""
+    dtype = re.search(r"over \w+ (\w+)", kernel).group(1)
+    products = {opcode for opcode in opcodes if opcode.split(".")[0].endswith("MMA")}
+    expected = BACKWARD_PRODUCTS[architecture, dtype]
+    assert products
+    assert all(re.fullmatch(expected, opcode) for opcode in products), f"{products}, expected {expected}"
+    waits = sum(n for opcode, n in opcodes.items() if opcode.startswith("WARPGROUP.DEPBAR"))
+    assert waits <= 16, f"{waits} waits for products: ptxas serializes them"
+    whole = not re.search("ragged|packed", kernel)
+    load = LOADS["sm_90" if architecture == "sm_90" and whole else "sm_80"]
+    assert any(re.fullmatch(load, opcode) for opcode in opcodes), f"no load {load}"
 
 
 def check_conversion(opcodes):

@@ -7,7 +7,6 @@ real one.
 
 import contextlib
 import dataclasses
-import functools
 import itertools
 import math
 
@@ -153,3 +152,285 @@ def test_every_bit_is_what_the_plan_predicts(capability, dtypes, fp8, shape, opt
         differ = int((a.view(torch.int32) != e.view(torch.int32)).sum())
         assert not differ, f"{differ} of {a.numel()} bits of the gradient of {which} differ from {plan}"
         assert float(e.abs().max()) > 0
+
+
+# Against the definition
+
+
+def reference(grad, q, k, v, scale, **mask):
+    """Output, lse and what the gradients are made of, in float64: p, d = the gradient of the logits, g and its sums."""
+    q, k, v, g = (x.double() for x in (q, k, v, grad))
+    shared = q.shape[1] // k.shape[1]
+    k, v = (x.repeat_interleave(shared, 1) for x in (k, v))
+    logits = (q @ k.mT * scale).masked_fill(~visible(q.shape[2], k.shape[2], **mask), -math.inf)
+    lse = torch.logsumexp(logits, -1)
+    lse = torch.where(lse.isneginf(), math.inf, lse)
+    p = torch.exp(logits - lse[..., None])
+    output = p @ v
+    t, delta = g @ v.mT, (g * output).sum(-1)
+    d = p * (t - delta[..., None])
+    parts = {"q": q, "k": k, "g": g, "p": p, "d": d, "shared": shared}
+    parts["reach"] = p * (g.abs() @ v.abs().mT + (g * output).abs().sum(-1)[..., None])
+    return output.float(), (lse / LN2).float(), parts
+
+
+def visible(length, keys, is_causal=False, window=None, lower_right=False):
+    place = torch.arange(length)[:, None] + (keys - length if lower_right else 0)
+    key = torch.arange(keys)[None]
+    seen = (key <= place) if is_causal or window else torch.ones(length, keys, dtype=torch.bool)
+    return seen & (key > place - window) if window else seen
+
+
+def of_groups(x, parts):
+    """[B, H, ...] added over the heads that share a key."""
+    return x.unflatten(1, (-1, parts["shared"])).sum(2)
+
+
+def gradients(parts, scale):
+    """Gradients of query, key and value."""
+    q, k, g, p, d = (parts[name] for name in "qkgpd")
+    return d @ k * scale, of_groups(d.mT @ q, parts) * scale, of_groups(p.mT @ g, parts)
+
+
+UNITS = {"bf16": (2.0**-8, 0.0, 2.0**-8), "fp16": (2.0**-11, 0.0, 2.0**-11), "fp8": (2.0**-4, 2.0**-3, 2.0**-3)}
+"""Largest relative error of casting p, g and d."""
+
+SUBNORMAL = {"bf16": (0.0, 0.0), "fp16": (2.0**-25, 2.0**-25), "fp8": (2.0**-18, 2.0**-17)}
+"""Largest error of casting a subnormal p, its offset taken off, and d, times its scale."""
+
+
+def bounds(parts, scale, kind, logits_scale):
+    """How far each gradient may lie from `gradients`.
+
+    A float32 sum of K products errs by K 2^-22 of the sum of their magnitudes (`mma.float32_error_bound`), FP8 on
+    Hopper by 2^-6 of it: each step of 32 cuts 33 terms below 2^-13 of the largest. p errs by what its exponent does.
+    Then come the casts.
+    """
+    unit_p, unit_g, unit_d = UNITS[kind]
+    tiny_p, tiny_d = SUBNORMAL[kind]
+    longest = max(*parts["p"].shape[-2:], parts["shared"] * parts["p"].shape[-2], 256)
+    sums = longest * 2.0**-22 + (2.0**-6 if kind == "fp8" else 0)
+    exponent = 2.0**-9 if kind == "fp8" else 2.0**-14
+    q, k, g, p, d = (parts[name].abs() for name in "qkgpd")
+    wrong_p = p * ((1 + unit_p) * (1 + exponent) - 1) + tiny_p
+    value = ((p + wrong_p).mT @ g) * (1 + unit_g) * (1 + sums) - p.mT @ g
+    wrong_d = parts["reach"] * ((1 + unit_g + sums) * (1 + exponent) - 1)
+    wrong_d = (d + wrong_d) * (1 + unit_d) - d + tiny_d / logits_scale
+    query, key = ((d + wrong_d) @ k * (1 + sums) - d @ k), (d + wrong_d).mT @ q * (1 + sums) - d.mT @ q
+    return query * scale, of_groups(key, parts) * scale, of_groups(value, parts)
+
+
+def random_inputs(dtype, length, keys, width=64, features=64, heads=2, groups=1, seed=0, **mask):
+    g = torch.Generator().manual_seed(seed)
+    shapes = [(1, heads, length, width), (1, groups, keys, width), (1, groups, keys, features)]
+    q, k, v = (torch.randn(shape, generator=g).to(dtype) for shape in shapes)
+    grad = torch.randn(1, heads, length, features, generator=g).to(FP16 if dtype == FP16 else BF16)
+    output, lse, parts = reference(grad, q, k, v, width**-0.5, **mask)
+    return (grad, q, k, v, output, lse), parts
+
+
+def assert_within_bounds(inputs, parts, fp8=False, config=SMALL, **mask):
+    scale = inputs[1].shape[-1] ** -0.5
+    actual = on_device(*inputs, fp8=fp8, dtype=torch.float32, config=config, **mask)
+    kind = "fp8" if fp8 else "fp16" if inputs[1].dtype == FP16 else "bf16"
+    logits_scale = float(backward_scales(inputs[0], inputs[3], 1.0)[1])
+    pairs = zip(actual, gradients(parts, scale), bounds(parts, scale, kind, logits_scale), strict=True)
+    for which, (a, e, bound) in zip(("query", "key", "value"), pairs, strict=True):
+        share = float(((a - e).abs() / bound.clamp(min=1e-30)).max())
+        assert share <= 1, f"the gradient of {which} is {share:.3g} times its bound away"
+
+
+FP8_HERE = [False, True] if (9, 0) in CAPABILITIES else [False]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "fp8"), [(BF16, False), (FP16, False), (E4M3, False), *((E5M2, fp8) for fp8 in FP8_HERE[1:])]
+)
+@pytest.mark.parametrize("mask", [{}, {"is_causal": True}, {"window": 40}], ids=str)
+def test_random_data_within_the_bound(dtype, fp8, mask):
+    inputs, parts = random_inputs(dtype, 100, 140, heads=4, groups=2, **mask)
+    assert_within_bounds(inputs, parts, fp8, **mask)
+
+
+@pytest.mark.parametrize(
+    ("length", "keys", "width", "features"), [(1, 1, 64, 64), (63, 1, 1, 200), (1, 1000, 64, 64), (65, 63, 80, 33)]
+)
+def test_odd_sizes(length, keys, width, features):
+    """With the tiles of the default configuration."""
+    inputs, parts = random_inputs(E4M3, length, keys, width, features)
+    for fp8 in FP8_HERE:
+        assert_within_bounds(inputs, parts, fp8, config=None)
+
+
+@pytest.mark.parametrize("fp8", FP8_HERE)
+def test_impulses(fp8):
+    """Rows with a single feature of the output's gradient, each with its own: that feature of the gradients of values
+    is the row's probabilities. And values with a single feature: rows with that feature get the gradients of one key.
+    At the first and last row and both sides of a tile's edge."""
+    _, q, k, _, _, lse = exact_inputs((E4M3,) * 3, length=130, keys=140)
+    p = torch.exp2(q.float() @ k.float().mT - lse[..., None])
+    grad, value = torch.zeros(1, 2, 130, 64), torch.zeros(1, 1, 140, 64)
+    options = {"scale": LN2, "dtype": torch.float32, "config": SMALL, **(SCALES if fp8 else {"fp8": False})}
+
+    rows = (0, 63, 64, 127, 128, 129)
+    for feature, row in enumerate(rows):
+        grad[0, 1, row, feature] = 2.0
+    gradient = on_device(grad, q, k, value.to(E4M3), torch.zeros_like(grad), lse, **options)[2]
+    expected = torch.zeros_like(value)
+    expected[0, 0, :, : len(rows)] = 2 * p[0, 1, rows].T
+    assert torch.equal(gradient, kept(expected, fp8))
+
+    keys = (0, 63, 64, 127, 128, 139)
+    for feature, key in enumerate(keys):
+        value[0, 0, key, feature] = 1.0
+    features = torch.arange(130) % len(keys)
+    grad = torch.nn.functional.one_hot(features, 64).float().expand(1, 2, -1, -1)
+    gradient = on_device(grad, q, k, value.to(E4M3), torch.zeros_like(grad), lse, **options)[0]
+    seen = torch.tensor(keys)[features]
+    expected = LN2 * p[:, :, torch.arange(130), seen, None] * k[:, :, seen].float()
+    torch.testing.assert_close(gradient, expected, rtol=2.0**-23, atol=2.0**-20 if fp8 else 0)
+
+
+def kept(p, fp8):
+    """What the cast of probabilities times 2^8 to E4M3 leaves of powers of two, times two."""
+    return (p * 128).to(E4M3).float() / 128 if fp8 else p
+
+
+def test_packed_sequences_are_those_by_themselves():
+    lengths, counts = (50, 70, 1, 64), (64, 30, 90, 128)
+    sizes = zip(lengths, counts, strict=True)
+    single = [exact_inputs((BF16,) * 3, length=n, keys=m, seed=i) for i, (n, m) in enumerate(sizes)]
+    packed = [torch.cat(parts, 2) for parts in zip(*single, strict=True)]
+    options = {"scale": LN2, "is_causal": True, "config": SMALL}
+    together = on_device(*packed, cu_seqlens_q=starts(*lengths), cu_seqlens_k=starts(*counts), **options)
+    alone = [torch.cat(parts, 2) for parts in zip(*(on_device(*x, **options) for x in single), strict=True)]
+    assert all(map(same_bits, together, alone))
+
+
+def test_rows_of_no_sequence_get_zeros():
+    inputs = exact_inputs((BF16,) * 3, length=130, keys=130)
+    for x in on_device(*inputs, cu_seqlens_q=starts(60), cu_seqlens_k=starts(60), config=SMALL):
+        assert bool((x[:, :, 60:] == 0).all())
+        assert bool((x[:, :, :60] != 0).any())
+
+
+# Layouts and special values
+
+LAYOUTS = {
+    "heads inside": lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
+    "features outside": lambda x: x.mT.contiguous().mT,
+    "every other row": lambda x: x.repeat_interleave(2, 2)[:, :, ::2],
+    "shifted": lambda x: torch.nn.functional.pad(x.float(), (3, 5)).to(x.dtype)[..., 3:-5],
+}
+
+
+@pytest.mark.parametrize("rows", [128, 90], ids=["descriptors", "pointers"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_any_strides(layout, rows):
+    inputs = exact_inputs((BF16,) * 3, batch=2, length=rows, keys=rows)
+    view = LAYOUTS[layout]
+    viewed = [view(x) for x in inputs[:5]]
+    assert not all(x.is_contiguous() for x in viewed)
+    options = {"scale": LN2, "is_causal": True, "config": SMALL}
+    assert all(map(same_bits, on_device(*viewed, inputs[5], **options), on_device(*inputs, **options)))
+
+
+def test_an_expanded_gradient():
+    """As `output.sum().backward()` passes it: one element for all."""
+    inputs = exact_inputs((BF16,) * 3)
+    one = torch.ones((), dtype=BF16)
+    for grad in (one.expand(1, 2, 130, 64), torch.ones(130, 64, dtype=BF16).expand(1, 2, 130, 64)):
+        expected = on_device(grad.contiguous(), *inputs[1:], config=SMALL)
+        assert all(map(same_bits, on_device(grad, *inputs[1:], config=SMALL), expected))
+
+
+@pytest.mark.parametrize("fp8", FP8_HERE)
+def test_nothing_is_written_outside_and_everything_inside(fp8):
+    inputs = exact_inputs((E4M3,) * 3, heads=4, groups=2, length=70, keys=90, width=40, features=48)
+    expected = on_device(*inputs, fp8=fp8)
+    with poisoned_outputs():
+        actual = on_device(*inputs, fp8=fp8)
+    assert all(map(same_bits, actual, expected))
+
+
+def test_rows_that_see_no_key_and_keys_that_no_row_sees_get_zeros():
+    grad, q, k, v, output, lse = exact_inputs((BF16,) * 3, length=130, keys=100)
+    seen = visible(130, 100, is_causal=True, lower_right=True).any(1)
+    assert int((~seen).sum()) == 30
+    lse[..., ~seen] = math.inf
+    query, *_ = on_device(grad, q, k, v, output, lse, is_causal=True, lower_right=True, config=SMALL)
+    assert bool((query[:, :, ~seen] == 0).all())
+    assert bool((query[:, :, 31:] != 0).any(-1).all())
+    *_, key, value = on_device(*exact_inputs((BF16,) * 3, length=30, keys=100), is_causal=True, config=SMALL)
+    assert not key[:, :, 30:].any()
+    assert not value[:, :, 30:].any()
+    for x in on_device(grad, q, k[:, :, :0], v[:, :, :0], output, torch.full_like(lse, math.inf)):
+        assert not x.any()
+
+
+def test_nan_stays_in_its_row_and_the_blocks_that_it_sees():
+    grad, q, k, v, output, lse = exact_inputs((BF16,) * 3, length=130, keys=130)
+    grad[0, 1, 70, 3] = math.nan
+    query, key, value = on_device(grad, q, k, v, output, lse, is_causal=True, config=SMALL)
+    assert bool(query[0, 1, 70].isnan().all())
+    assert int(query.isnan().any(-1).sum()) == 1
+    for x in (key, value):  # to the end of the block: zero times NaN is NaN
+        assert torch.equal(x.isnan().any(-1)[0, 0], torch.arange(130) < 128)
+
+
+@pytest.mark.skipif(not FP8_HERE[1:], reason="needs FP8 instructions")
+def test_scales_that_are_found():
+    """They follow the gradient, so that its size changes no bit but exponents; what is not finite stays so."""
+    grad, *others = exact_inputs((E4M3,) * 3, length=70, keys=70)
+    options = {"fp8": True, "scale": LN2, "dtype": torch.float32}
+    small, large = (on_device(grad * 2.0**power, *others, **options) for power in (-60, 30))
+    assert all(same_bits(x * 2.0**90, y) for x, y in zip(small, large, strict=True))
+    grad[0, 0, 3, 3] = math.inf
+    for x in on_device(grad, *others, **options):
+        assert bool(x.isnan().all())
+    scales = backward_scales(torch.zeros(1, 2), torch.zeros(1, 2).to(E4M3), 1.0)
+    assert scales.tolist() == [1, 1, 1, 1]
+
+
+ERRORS = {
+    "fp8 of bf16": (ValueError, "fp8=True multiplies .* as they are stored", {"fp8": True}, {}),
+    "scale without fp8": (ValueError, "pass fp8=True", {"grad_output_scale": 2.0}, {}),
+    "no power of two": (
+        ValueError,
+        "grad_logits_scale=3.0: expected a power",
+        {"grad_logits_scale": 3.0, "fp8": 1},
+        {},
+    ),
+    "scale": (ValueError, "scale=0.0: must be positive", {"scale": 0.0}, {}),
+    "window": (ValueError, "window=0", {"window": 0}, {}),
+    "one start": (ValueError, "cu_seqlens_q and cu_seqlens_k go together", {"cu_seqlens_q": starts(3)}, {}),
+    "dtype": (TypeError, "dtype must be float32", {"dtype": torch.float64}, {}),
+    "float32 query": (TypeError, "query must be a tensor of float8", {}, {1: torch.zeros(1, 2, 9, 64)}),
+    "mixed": (TypeError, "query is torch.bfloat16 and key torch.float16", {}, {2: torch.zeros(1, 1, 9, 64).half()}),
+    "heads": (ValueError, "G dividing H", {}, {2: torch.zeros(1, 3, 9, 64).to(BF16)}),
+    "lse": (ValueError, r"lse has shape \[1, 2, 8\]: expected \[1, 2, 9\]", {}, {5: torch.zeros(1, 2, 8)}),
+    "lse dtype": (TypeError, "lse must be float32", {}, {5: torch.zeros(1, 2, 9).double()}),
+    "output": (ValueError, "output has shape", {}, {4: torch.zeros(1, 2, 9, 63)}),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_errors(case):
+    kind, message, options, replaced = ERRORS[case]
+    dtypes = (E4M3,) * 3 if case == "no power of two" else (BF16,) * 3
+    inputs = list(exact_inputs(dtypes, length=9, keys=9))
+    for index, x in replaced.items():
+        inputs[index] = x
+    with pytest.raises(kind, match=message):
+        on_device(*inputs, **options)
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="needs other devices")
+def test_what_a_device_cannot_do():
+    inputs = exact_inputs((E4M3,) * 3, length=9, keys=9)
+    with tensor_core((7, 5)), pytest.raises(RuntimeError, match=r"compute capability 8\.0 or later .* has 7\.5"):
+        attention_backward(*inputs)
+    with tensor_core((8, 0)), pytest.raises(RuntimeError, match=r"fp8=True needs compute capability 9\.0"):
+        attention_backward(*inputs, fp8=True)
+    with pytest.raises(ValueError, match="is for 8.0 to 9.0"):
+        plan_of(BF16, (10, 0))

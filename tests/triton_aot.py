@@ -32,6 +32,7 @@ from fp8sim import quantizers
 from fp8sim.triton_kernels import (
     activations,
     attention,
+    attention_backward,
     cast,
     cross_entropy,
     encode_scaled,
@@ -100,6 +101,8 @@ def define_cases() -> None:
         define_matmuls(capability, a, b)
     for capability, dtype in itertools.product((80, 90), (e4m3, e5m2, bf16, fp16)):
         define_attentions(capability, dtype)
+    for capability, dtype, width in itertools.product((80, 90), (bf16, fp16, e4m3), (64, 128, 256)):
+        define_backwards(capability, dtype, width)
     CASES["sm_90 matmul e4m3 x e4m3, exact"] = 90, lambda: exact_product_kernel[(1,)](x16.view(e4m3), x32)
 
 
@@ -295,6 +298,37 @@ def attend(
     return attention.attention(query, key, value, **options)
 
 
+def define_backwards(capability: int, dtype: torch.dtype, width: int) -> None:
+    """The passes of an attention's backward: over queries and over keys, for whole tiles and for all sizes, plain and
+    with each mask. FP8 is multiplied on sm_90, and bfloat16 elsewhere."""
+    if dtype.itemsize == 1 and capability < 90:
+        return
+    cases: dict[str, dict[str, Any]] = {
+        "": {"is_causal": True},
+        ", everything seen": {},
+        ", window": {"window": 256, "lower_right": True},
+        ", ragged": {"is_causal": True, "length": 4001},
+        ", ragged, window": {"window": 256, "length": 4001},
+        ", packed": {"is_causal": True, "starts": torch.tensor([0, 4096], dtype=torch.int32)},
+    }
+    for (case, chosen), which in itertools.product(cases.items(), ("queries", "keys")):
+        name = f"sm_{capability} attention backward over {which} {short(dtype)} {width}{case}"
+        CASES[name] = capability, partial(differentiate, dtype, width, **chosen)
+
+
+def differentiate(
+    dtype: torch.dtype, width: int, *, length: int = 4096, starts: torch.Tensor | None = None, **options: Any
+) -> object:
+    """The backward pass of an attention of empty operands, as it is launched on a device."""
+    q, k, v = (torch.empty(1, 8, length, width, dtype=dtype) for _ in range(3))
+    grad, lse = torch.empty(1, 8, length, width, dtype=torch.bfloat16), torch.empty(1, 8, length)
+    if dtype.itemsize == 1:
+        options |= {"fp8": True, "grad_output_scale": 1.0, "grad_logits_scale": 1.0}
+    return attention_backward.attention_backward(
+        grad, q, k, v, grad, lse, cu_seqlens_q=starts, cu_seqlens_k=starts, **options
+    )
+
+
 @triton.jit
 def exact_product_kernel(x_ptr, out_ptr):
     """What not to do: asked to add exactly, Triton 3.6 leaves the FP8 instructions."""
@@ -338,7 +372,7 @@ def launches_compiled() -> Iterator[list[Any]]:
         return compiled[-1]
 
     JITFunction.run = compile_only
-    for module in (attention, cast, encode_scaled, hardware, matmul, quantize, results):
+    for module in (attention, attention_backward, cast, encode_scaled, hardware, matmul, quantize, results):
         module.require_device = lambda argument, x: None
     yield compiled
     JITFunction.run = run
@@ -364,6 +398,13 @@ def report(kernel: Any) -> dict[str, Any]:
         "shared": kernel.metadata.shared,
         "ptx": kernel.asm["ptx"],
     }
+
+
+def which_launch(name: str) -> int:
+    """Which of a call's launches a case is about: the last, but for products, element work and passes over queries."""
+    if "backward over queries" in name:
+        return -2
+    return 0 if ("matmul" in name and not name.endswith("merge")) or "element" in name else -1
 
 
 def run_tool(*command: str | Path) -> str:
@@ -393,12 +434,12 @@ def main(names: list[str]) -> dict[str, dict[str, Any]]:
             capability, call = CASES[name]
             driver.set_active(AbsentGpu(capability))
             matmul.capability_of = partial(pretended_capability, capability)
+            attention_backward.capability_of = matmul.capability_of
             matmul._processors = lambda x: 132
             compiled.clear()
             try:
                 call()
-                is_product = ("matmul" in name and not name.endswith("merge")) or "element" in name
-                reports[name] = report(compiled[0 if is_product else -1])
+                reports[name] = report(compiled[which_launch(name)])
             except Exception as error:
                 reports[name] = {"error": f"{type(error).__name__}: {error}"[:2000]}
     return reports
