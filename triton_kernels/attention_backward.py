@@ -72,7 +72,7 @@ def configs(width: int, capability: Capability, *, fp8: bool = False) -> list[Co
     width = max(64, width)
     if capability < HOPPER:
         return [_AMPERE[width]]
-    return [_HOPPER[fp8, width], _HOPPER_RAGGED[width]]
+    return [_HOPPER[fp8, width], _HOPPER_RAGGED[fp8, width]]
 
 
 _HOPPER = {
@@ -86,9 +86,12 @@ _HOPPER = {
 """By whether FP8 is multiplied, and the width of a tile."""
 
 _HOPPER_RAGGED = {
-    64: Config(Tile(128, 64, 8, 2), Tile(128, 64, 8, 2)),
-    128: Config(Tile(128, 32, 8, 2), Tile(128, 64, 8, 2)),
-    256: Config(Tile(64, 16, 8, 2), Tile(64, 16, 8, 2)),
+    (False, 64): Config(Tile(128, 64, 8, 2), Tile(128, 64, 8, 2)),
+    (False, 128): Config(Tile(128, 32, 8, 2), Tile(128, 64, 8, 2)),
+    (False, 256): Config(Tile(64, 16, 8, 2), Tile(64, 16, 8, 2)),
+    (True, 64): Config(Tile(64, 64, 4, 2), Tile(128, 64, 8, 2)),
+    (True, 128): Config(Tile(64, 64, 8, 2), Tile(128, 64, 8, 2)),
+    (True, 256): Config(Tile(64, 32, 8, 2), Tile(64, 32, 8, 2)),
 }
 
 _AMPERE = {

@@ -118,13 +118,16 @@ def over_queries_kernel(
     # One loop over heads and blocks: in a nested one, ptxas makes the tensor cores wait for each product.
     per_head = (end - begin) // QUERIES
     for step in range(per_head * SHARED):
-        head, first_row = group * SHARED + step // per_head, begin + step % per_head * QUERIES
+        if SHARED == 1:
+            head, first_row = group, begin + step * QUERIES
+        else:
+            head, first_row = group * SHARED + step // per_head, begin + step % per_head * QUERIES
         x, row, column = _head(query, batch, head, strides[0], q_start, LOADS)
         q = _tile(x, row, column, first_row, L_here, D, QUERIES, BLOCK_D, LOADS)
-        # Rows that do not exist get the probabilities of those that see nothing: zero.
         rows = first_row + tl.arange(0, QUERIES)
         at = (batch * G * SHARED + head) * L + q_start
-        lse = tl.load(lse_ptr + at + rows, mask=rows < L_here, other=float("inf"))
+        # Rows that do not exist get the probabilities of those that see nothing: zero.
+        lse = _of_rows(lse_ptr + at, rows, L_here, float("inf"), LOADS)
         p = tl.exp2(tl.fma(tl.dot(k, q.T), factors[0], (P_OFFSET - lse)[None, :]))
         if CAUSAL:
             p = tl.where(_seen(rows[None, :] + shift, keys[:, None], window), p, 0.0)
@@ -134,7 +137,7 @@ def over_queries_kernel(
             grad_v += tl.dot(p.to(tl.float8e4nv), g)
         else:
             grad_v = tl.dot(p.to(g.dtype), g, grad_v)
-        sums = tl.load(sums_ptr + at + rows, mask=rows < L_here, other=0.0)
+        sums = _of_rows(sums_ptr + at, rows, L_here, 0.0, LOADS)
         d = p * tl.fma(tl.dot(v, g.T), t_factor, -(sums * sum_factor)[None, :])
         if FP8:
             grad_k += tl.dot(d.to(tl.float8e5), q)
@@ -191,25 +194,29 @@ def over_keys_kernel(
     grad, row, column = _head(grad, batch, head, strides[3], q_start, LOADS)
     g = _tile(grad, row, column, first, L_here, E, QUERIES, BLOCK_E, LOADS)
     rows = first + tl.arange(0, QUERIES)
-    at = index * L + q_start + rows
-    lse = tl.load(lse_ptr + at, mask=rows < L_here, other=float("inf"))
+    at = index * L + q_start
+    lse = _of_rows(lse_ptr + at, rows, L_here, float("inf"), LOADS)
     t_factor, sum_factor = _factors(factors[1], scales_ptr, 0)
-    sums = tl.load(sums_ptr + at, mask=rows < L_here, other=0.0) * sum_factor
+    sums = _of_rows(sums_ptr + at, rows, L_here, 0.0, LOADS) * sum_factor
 
     shift = S_here - L_here if LOWER_RIGHT else 0
     begin, full, full_end, end = _keys_seen(first, shift, QUERIES, L_here, S_here, window, CAUSAL, KEYS)
     k = _head(key, batch, head // SHARED, strides[1], k_start, LOADS)
     v = _head(value, batch, head // SHARED, strides[2], k_start, LOADS)
     grad_q = tl.zeros((QUERIES, BLOCK_D), tl.float32)
-    if window is not None:
+    # Only blocks at a boundary need a mask; but with loads by pointers, ptxas serializes the products of several loops.
+    if LOADS:
+        if window is not None:
+            grad_q = _add_keys(
+                grad_q, q, g, k, v, lse, sums, S_here, D, E, factors[0], t_factor, window, first + shift, begin, full,
+                True, CAUSAL, LOADS, FP8, KEYS, QUERIES, BLOCK_D, BLOCK_E,
+            )  # fmt: skip
         grad_q = _add_keys(
-            grad_q, q, g, k, v, lse, sums, S_here, D, E, factors[0], t_factor, window, first + shift, begin, full,
-            True, CAUSAL, LOADS, FP8, KEYS, QUERIES, BLOCK_D, BLOCK_E,
+            grad_q, q, g, k, v, lse, sums, S_here, D, E, factors[0], t_factor, window, first + shift, full, full_end,
+            False, CAUSAL, LOADS, FP8, KEYS, QUERIES, BLOCK_D, BLOCK_E,
         )  # fmt: skip
-    grad_q = _add_keys(
-        grad_q, q, g, k, v, lse, sums, S_here, D, E, factors[0], t_factor, window, first + shift, full, full_end,
-        False, CAUSAL, LOADS, FP8, KEYS, QUERIES, BLOCK_D, BLOCK_E,
-    )  # fmt: skip
+    else:
+        full_end = begin
     grad_q = _add_keys(
         grad_q, q, g, k, v, lse, sums, S_here, D, E, factors[0], t_factor, window, first + shift, full_end, end,
         True, CAUSAL, LOADS, FP8, KEYS, QUERIES, BLOCK_D, BLOCK_E,
@@ -329,6 +336,15 @@ def _tile(
             mask=(rows < count)[:, None] & (features < width)[None, :],
             other=0.0,
         )
+
+
+@triton.jit
+def _of_rows(x_ptr, rows, count, other, ALL: tl.constexpr):
+    """A number of each row, `other` of those that do not exist, unless ALL do."""
+    if ALL:
+        return tl.load(x_ptr + rows)
+    else:
+        return tl.load(x_ptr + rows, mask=rows < count, other=other)
 
 
 @triton.jit
