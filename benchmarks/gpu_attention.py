@@ -1,169 +1,211 @@
-"""Attention on a GPU, forward, against the best of torch's, in one run: python -m benchmarks.gpu_attention.
+"""Attention on a GPU, forward and backward, against torch's: `python -m benchmarks.gpu_run --suite attention`.
 
-Before a case is timed, the last queries of its first and last head are compared with what the simulator predicts from
-the plan that the launch follows, on the very operands. These are random numbers; kernel and peers are timed in turns by
-the device's own clock. The peer of FP8 is torch's attention of the same numbers in bfloat16. Without a CUDA device
-nothing is measured, and the command says so.
+The last queries of the first and last head are first compared with what the simulator predicts from the plan that the
+launch follows, on the very operands; gradients with those of the definition in float64, on shorter sequences. The peers
+of FP8 are torch's kernels on the same numbers in bfloat16.
 """
 
 from __future__ import annotations
 
-import argparse
 import functools
-import json
-import sys
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import scaled_dot_product_attention
 
-from benchmarks.gpu_casts import Call, medians
+from benchmarks import gpu_peers
+from benchmarks.gpu_bars import ATTENTION_BACKWARD, BF16_ATTENTION, CUDA_ATTENTION, FP8_ATTENTION, Bar
+from benchmarks.gpu_rows import Absent, Case, Work
+from benchmarks.gpu_timing import Call, Device
+from fp8sim import backends
+from fp8sim.mma.attention import AttentionPlan
 from fp8sim.simulate.attention import attention as simulated
-from fp8sim.triton_kernels import attention as kernels
-from fp8sim.triton_kernels.matmul import capability_of
 
-E4M3, BF16 = torch.float8_e4m3fn, torch.bfloat16
+E4M3, BF16, FP16 = torch.float8_e4m3fn, torch.bfloat16, torch.float16
+Tensors = tuple[torch.Tensor, ...]
 
 TOKENS, HIDDEN = 16384, 2048
+TINY_TOKENS, TINY_HIDDEN = 80, 128
 CHECKED = 16
 """Queries of a head that are predicted."""
 
-ALLOWED = 2.0**-7
-"""Relative difference of a right output from its prediction, which differs in probabilities next to a tie."""
+CHECKED_LENGTH = 512
+"""Tokens of the sequences on which gradients are compared."""
 
-PEERS = (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION)
+ALLOWED, ALLOWED_GRADIENT = 2.0**-7, 2.0**-5
+"""Norm of the difference of a right result, over the norm. Forward, probabilities next to a tie differ from the plan's;
+backward, everything is rounded to bfloat16."""
 
 
 @dataclass(frozen=True)
-class AttentionCase:
-    """Self-attention of TOKENS tokens of HIDDEN features.
+class Attention:
+    """Self-attention of all tokens in one sequence.
 
     Attributes:
+        backend: whose kernel runs.
         dtype: of query, key and value.
-        width: features of a head. length: tokens of a sequence.
+        width: features of a head.
         is_causal: as for torch.
-        at_least: the share of the peer's speed that is expected; None: none is stated.
+        backward: whether the gradients are timed, instead of the output.
     """
 
+    backend: str
     dtype: torch.dtype
     width: int
-    length: int
     is_causal: bool
-    at_least: float | None = None
+    backward: bool = False
 
     @property
     def name(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.").removeprefix("float8_")
-        return f"{dtype} head {self.width} length {self.length}{' causal' if self.is_causal else ''}"
+        what = "backward" if self.backward else "forward"
+        return f"{what}, {dtype}, head {self.width}{', causal' if self.is_causal else ''}, {self.backend}"
 
     @property
-    def operations(self) -> float:
-        """Of both products, on pairs that are seen."""
-        return 4 * TOKENS * self.length * HIDDEN * (0.5 if self.is_causal else 1.0)
+    def bar(self) -> Bar | None:
+        if self.width != 128:
+            return None
+        if self.backward:
+            return ATTENTION_BACKWARD if self.dtype == BF16 else None
+        if self.backend == "cuda":
+            return CUDA_ATTENTION if self.dtype == FP16 else None
+        return FP8_ATTENTION if self.dtype == E4M3 else BF16_ATTENTION
+
+    def forward(self, *operands: torch.Tensor, **options: Any) -> Tensors:
+        """Output and log2 of the denominators."""
+        call = backends.row("attention", self.backend).load()
+        found: Tensors = call(*operands, is_causal=self.is_causal, **options)
+        return found
+
+    def gradients(self, grad: torch.Tensor, operands: Tensors, output: torch.Tensor, lse: torch.Tensor) -> Tensors:
+        call = backends.row("attention_backward", self.backend).load()
+        found: Tensors = call(grad, *operands, output, lse, is_causal=self.is_causal)
+        return found
+
+    def plan(self, device: Device) -> AttentionPlan:
+        """The plan that a launch follows."""
+        plan: AttentionPlan
+        if self.backend == "cuda":
+            from fp8sim.cuda import attention as cuda_kernels
+
+            plan = cuda_kernels.plan_of(self.dtype, device.capability, self.width)
+        else:
+            from fp8sim.triton_kernels import attention as triton_kernels
+
+            plan = triton_kernels.plan_of((self.dtype,) * 3, device.capability, self.width)
+        return plan
 
 
-def cases() -> Iterator[AttentionCase]:
-    bars = {(BF16, 128): 0.75, (E4M3, 128): 1.1}
-    for dtype in (BF16, E4M3):
-        for width in (64, 128, 256):
-            for is_causal in (False, True):
-                yield AttentionCase(dtype, width, TOKENS, is_causal, bars.get((dtype, width)))
-        yield AttentionCase(dtype, 128, 4096, False)
+def attentions(device: Device) -> Iterator[Attention]:
+    names = [row.name for row in backends.rows("attention") if row.name != "simulate"]
+    dtypes = {"triton": (BF16, E4M3), "cuda": (FP16, BF16, E4M3)}
+    for name, width, is_causal in itertools.product(names, device.size((64, 128, 256), (64,)), (False, True)):
+        for dtype in dtypes[name]:
+            yield Attention(name, dtype, width, is_causal)
+    for width, is_causal in itertools.product(device.size((64, 128, 256), (64,)), (False, True)):
+        yield Attention("triton", BF16, width, is_causal, backward=True)
 
 
-def operands(case: AttentionCase, device: str) -> list[torch.Tensor]:
-    generator = torch.Generator(device=device).manual_seed(0)
-    shape = (TOKENS // case.length, HIDDEN // case.width, case.length, case.width)
-    return [torch.randn(shape, device=device, generator=generator).to(case.dtype) for _ in range(3)]
+def operands(attention: Attention, device: Device, length: int, seed: int) -> Tensors:
+    hidden = device.size(HIDDEN, TINY_HIDDEN)
+    shape = (1, hidden // attention.width, length, attention.width)
+    return tuple(device.numbers(shape, attention.dtype, 3 * seed + i) for i in range(3))
 
 
-def difference(case: AttentionCase, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> float:
-    """The relative difference between the kernel's last queries of two heads and the simulator's."""
+def wrong(attention: Attention, device: Device, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> str:
+    """How far the output is from what the plan predicts; empty if it is not."""
     heads = [0, q.shape[1] - 1]
-    plan = kernels.plan_of((q.dtype,) * 3, capability_of(q), case.width)
-    output = kernels.attention(q, k, v, is_causal=case.is_causal, dtype=torch.float32)[0]
-    actual = output[-1:, heads, -CHECKED:].cpu()
-    query, key, value = q[-1:, heads, -CHECKED:].cpu(), k[-1:, heads].cpu(), v[-1:, heads].cpu()
-    expected = simulated(query, key, value, plan=plan, is_causal=case.is_causal, lower_right=True).output
-    return float((actual - expected).norm() / expected.norm())
+    output = attention.forward(q, k, v, dtype=torch.float32)[0]
+    actual = output[:, heads, -CHECKED:].cpu()
+    query, key, value = (_heads(x, heads) for x in (q[:, :, -CHECKED:], k, v))
+    plan = attention.plan(device)
+    expected = simulated(query, key, value, plan=plan, is_causal=attention.is_causal, lower_right=True).output
+    off = float((actual - expected).norm() / expected.norm())
+    return "" if off <= ALLOWED else f"the output differs from what {plan} predicts by {off:.2g} of its norm"
 
 
-def peers(case: AttentionCase, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> dict[str, Call]:
-    """torch's attention of these numbers in bfloat16 by each of its kernels that takes them."""
-    wide = [x.to(BF16) for x in (q, k, v)]
-
-    def run(backend: SDPBackend) -> torch.Tensor:
-        with sdpa_kernel(backend):
-            result: torch.Tensor = scaled_dot_product_attention(*wide, is_causal=case.is_causal)
-            return result
-
-    found: dict[str, Call] = {}
-    for backend in PEERS:
-        try:
-            run(backend)
-        except RuntimeError:  # this kernel does not take the width, or is not built for the device
-            continue
-        found[f"sdpa {backend.name.removesuffix('_ATTENTION').lower()}"] = functools.partial(run, backend)
-    return found
+def _heads(x: torch.Tensor, heads: list[int]) -> torch.Tensor:
+    """Some heads of x, whose dtype may be one that torch cannot index."""
+    return torch.stack([x[:, head].cpu().view(torch.uint8) for head in heads], 1).view(x.dtype)
 
 
-def measure(case: AttentionCase, samples: int) -> dict[str, Any]:
-    """One row of results; "wrong" replaces all figures if the output is."""
-    q, k, v = operands(case, "cuda")
-    plan = kernels.plan_of((q.dtype,) * 3, capability_of(q), case.width)
-    row: dict[str, Any] = {"name": case.name, "plan": str(plan)}
-    off = difference(case, q, k, v)
-    if not off <= ALLOWED:
-        return row | {"wrong": f"the output differs from what the plan predicts by {off:.2g} of its norm"}
-    calls = peers(case, q, k, v)
-    calls["run"] = lambda: kernels.attention(q, k, v, is_causal=case.is_causal, dtype=BF16)
-    seconds = medians(calls, samples)
-    run = seconds.pop("run")
-    peer = min(seconds, key=lambda name: seconds[name])
-    share = seconds[peer] / run
-    return row | {
-        "microseconds": run * 1e6,
-        "flops_per_second": case.operations / run,
-        "difference": off,
-        "peers": {name: time * 1e6 for name, time in seconds.items()},
-        "peer": peer,
-        "peer_ratio": share,
-        "at_least": case.at_least,
-        "missed": case.at_least is not None and share < case.at_least,
-    }
+def wrong_gradients(attention: Attention, device: Device) -> str:
+    """How far gradients are from those of the definition; empty if they are not."""
+    length = device.size(CHECKED_LENGTH, TINY_TOKENS)
+    q, k, v = operands(attention, device, length, seed=0)
+    grad = torch.ones_like(q) - q
+    found = attention.gradients(grad, (q, k, v), *attention.forward(q, k, v))
+    exact = [x.double().cpu().requires_grad_() for x in (q, k, v)]
+    output = torch.nn.functional.scaled_dot_product_attention(*exact, is_causal=attention.is_causal)
+    expected = torch.autograd.grad(output, exact, grad.double().cpu())
+    off = [float((a.double().cpu() - e).norm() / e.norm()) for a, e in zip(found, expected, strict=True)]
+    return "" if max(off) <= ALLOWED_GRADIENT else f"gradients differ from the definition's by {off} of their norms"
 
 
-def line(row: dict[str, Any]) -> str:
-    if "wrong" in row:
-        return f"{row['name']:<44} WRONG, not timed: {row['wrong']}"
-    missed = " MISSED" if row["missed"] else ""
-    bar = "" if row["at_least"] is None else f" (>= {row['at_least']:g}{missed})"
-    speed = f"{row['microseconds']:>9.1f} us {row['flops_per_second'] / 1e12:>6.0f} TFLOP/s"
-    return f"{row['name']:<44}{speed}   {row['peer']} {row['peer_ratio']:.2f}{bar}"
+def work(attention: Attention, device: Device) -> Work:
+    op = "attention_backward" if attention.backward else "attention"
+    if missing := backends.row(op, attention.backend).missing():
+        raise Absent(missing)
+    length = device.size(TOKENS, TINY_TOKENS)
+    hidden = device.size(HIDDEN, TINY_HIDDEN)
+    size = length * hidden * attention.dtype.itemsize
+    inputs = [operands(attention, device, length, seed) for seed in range(device.sets(3 * size))]
+    products = 4 * length * length * hidden * (0.5 if attention.is_causal else 1.0)
+    make = _backward_work if attention.backward else _forward_work
+    return make(attention, device, inputs, size, int(products))
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--samples", type=int, default=15)
-    parser.add_argument("--json", metavar="FILE", help="write the results here")
-    options = parser.parse_args()
-    if not torch.cuda.is_available():
-        print("no CUDA device: not measured")
-        return 0
-    rows = []
-    for case in cases():
-        rows.append(measure(case, options.samples))
-        print(line(rows[-1]), flush=True)
-    if options.json:
-        with open(options.json, "w") as file:
-            json.dump(
-                {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "rows": rows}, file, indent=1
-            )
-    return 1 if any("wrong" in row for row in rows) else 0
+def _forward_work(attention: Attention, device: Device, inputs: list[Tensors], size: int, products: int) -> Work:
+    narrow = BF16 if attention.dtype == E4M3 else attention.dtype
+
+    def peer(sdpa: Any) -> Call:
+        wide = [tuple(x.to(narrow) for x in tensors) for tensors in inputs]
+        return lambda turn: sdpa(*wide[turn % len(wide)], is_causal=attention.is_causal)
+
+    return Work(
+        run=lambda turn: attention.forward(*inputs[turn % len(inputs)], dtype=narrow),
+        wrong=lambda: wrong(attention, device, *inputs[0]),
+        bytes=3 * size + size // attention.dtype.itemsize * narrow.itemsize,
+        flops=products,
+        operands={E4M3: "FP8", BF16: "BF16", FP16: "FP16"}[attention.dtype],
+        peers={name: peer(sdpa) for name, sdpa in gpu_peers.attentions(device).items()},
+    )
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _backward_work(attention: Attention, device: Device, inputs: list[Tensors], size: int, products: int) -> Work:
+    grad = device.numbers(tuple(inputs[0][0].shape), attention.dtype, -1)
+    results = [attention.forward(*tensors) for tensors in inputs]
+
+    def run(turn: int) -> Tensors:
+        turn %= len(inputs)
+        return attention.gradients(grad, inputs[turn], *results[turn])
+
+    def peer(sdpa: Any) -> Call:
+        @functools.cache
+        def graph(turn: int) -> tuple[torch.Tensor, Tensors]:
+            leaves = tuple(x.detach().requires_grad_() for x in inputs[turn])
+            return sdpa(*leaves, is_causal=attention.is_causal), leaves
+
+        def backward(turn: int) -> object:
+            output, leaves = graph(turn % len(inputs))
+            return torch.autograd.grad(output, leaves, grad, retain_graph=True)
+
+        return backward
+
+    return Work(
+        run=run,
+        wrong=lambda: wrong_gradients(attention, device),
+        bytes=8 * size,
+        flops=products * 5 // 2,
+        operands="BF16",
+        peers={name: peer(sdpa) for name, sdpa in gpu_peers.attentions(device).items()},
+    )
+
+
+def cases(device: Device) -> Iterator[Case]:
+    for attention in attentions(device):
+        if attention.dtype == E4M3 and device.capability < (8, 9):
+            continue  # multiplied in float16 there, which is no faster
+        yield Case(attention.name, functools.partial(work, attention), attention.bar)

@@ -38,7 +38,8 @@ FUSED_CAST = Bar(FLOOR, 0.85, 0.92)
 FP8_PRODUCT = Bar("torch._scaled_mm", 0.95, 1.0)
 BF16_PRODUCT = Bar("torch.matmul", 0.9)
 CUDA_PRODUCT = Bar("torch._scaled_mm", 0.9, 1.0)
-"""Of the kernel in CUDA C++."""
+CUDA_ATTENTION = Bar(FASTEST, 0.8)
+"""Of the kernels in CUDA C++."""
 
 LINEAR = Bar("BF16 nn.Linear", 1.35, 1.6)
 """Of a linear layer's forward and backward pass in FP8, casts included."""

@@ -124,6 +124,40 @@ def matmul(
     `fp8sim.cuda.matmul.plan_of`.
     """
 
+def attention(
+    query: int,
+    key: int,
+    value: int,
+    out: int,
+    lse: int,
+    extent: Sequence[int],
+    dtype: str,
+    out_dtype: str,
+    query_strides: Sequence[int],
+    key_strides: Sequence[int],
+    value_strides: Sequence[int],
+    c: float,
+    cuda_stream: int = 0,
+    *,
+    transposed_value: bool = False,
+    causal: bool = False,
+    window: int = 0,
+    offset: int = 0,
+    p_offset: float = 0.0,
+    factor: float = 1.0,
+) -> None:
+    """out = softmax(c ln 2 query keyᵀ) value factor, and lse, log2 of the sums of 2^(c s), as a `plan_of` says.
+
+    `extent` is (B, H, G, L, S, D), each at least 1, D up to 256: query [B, H, L, D], key and value [B, G, S, D] of one
+    `dtype` (float8_e4m3fn, float16 or bfloat16), out [B, H, L, D] and float32 lse [B, H, L] contiguous. Strides are the
+    elements from batch to batch, head to head and row to row, multiples of 16 bytes, as addresses are. On Hopper FP8
+    values are [B, G, D, S] instead, which `transposed_value` says. `window` keys up to a query's own are seen, 0: all;
+    query i stands at key i + `offset`.
+    """
+
+def attention_block(features: int, capability: int) -> int:
+    """Keys per block of `attention` on a device, 10 * major + minor: the `block` of its plan."""
+
 def probe(
     instruction: str,
     a: int,

@@ -148,6 +148,15 @@ BACKENDS: tuple[Backend, ...] = (
     *(Backend(op, "cuda", *_CUDA, "bitwise", f"fp8sim.cuda.cast:{op}") for op in _CASTS),
     Backend("encode_scaled", "cuda", *_CUDA, "bitwise", "fp8sim.cuda.encode_scaled:encode_scaled"),
     Backend("matmul", "cuda", *_CUDA, "bitwise", "fp8sim.cuda.tensor_core:matmul"),
+    Backend("attention", "cuda", *_CUDA, "exact-sum", "fp8sim.cuda.attention:attention"),
+    # There is no backward kernel in CUDA C++: the gradients are those of the Triton one.
+    Backend(
+        "attention_backward",
+        "cuda",
+        *_TRITON,
+        "exact-sum",
+        "fp8sim.triton_kernels.attention_backward:attention_backward",
+    ),
 )
 """Every implementation."""
 

@@ -1,54 +1,20 @@
 // The checked launch of a matrix product.
-#include "cuda/bind_memory.hpp"
-#include "cuda/matmul.hpp"
+#include "cuda/bind_operands.hpp"
 
 namespace py = pybind11;
 
 namespace fp8sim {
 namespace {
 
-constexpr DtypeRow kOperandRows[] = {{"float8_e4m3fn", Dtype::kCodes8, 1},
-                                     {"float8_e5m2", Dtype::kCodes8, 1},
-                                     {"float16", Dtype::kFloat16, 2},
-                                     {"bfloat16", Dtype::kBfloat16, 2}};
-constexpr DtypeRow kResultRows[] = {
-    {"float32", Dtype::kFloat32, 4}, {"float16", Dtype::kFloat16, 2}, {"bfloat16", Dtype::kBfloat16, 2}};
 constexpr DtypeRow kFactorRow = {"float32", Dtype::kFloat32, 4};
-
-constexpr int64_t kMostRows = INT32_MAX - 1024;  // places a tile further are still counted in 32 bits
-constexpr int64_t kAlignment = 16;
 
 using Strides = std::array<int64_t, 2>;
 
-// The place in `rows` of the dtype of that name.
-template <size_t count>
-int find_row(const std::string& argument, const std::string& name, const DtypeRow (&rows)[count]) {
-    std::string known;
-    for (size_t i = 0; i < count; ++i) {
-        if (name == rows[i].name) return static_cast<int>(i);
-        known += (known.empty() ? "" : ", ") + std::string(rows[i].name);
-    }
-    refuse(argument + "='" + name + "': use one of " + known);
-}
-
-void check_extent(const char* name, int64_t length, int64_t least) {
-    if (length >= least && length <= kMostRows) return;
-    refuse(std::string(name) + "=" + std::to_string(length) + ": expected " + std::to_string(least) + " to " +
-           std::to_string(kMostRows));
-}
-
-// Elements from the first to beyond the last. The copy engine takes rows and matrices at multiples of 16 bytes.
+// Elements from the first to beyond the last.
 int64_t check_operand(const Memory& memory, const Strides& strides, int64_t rows, int64_t k, int64_t batches) {
-    const std::string argument = memory.argument;
-    const int64_t bytes = memory.dtype.bytes, most = int64_t{1} << 40;
-    for (const int64_t stride : strides) {
-        if (stride >= 0 && stride < most / bytes && stride * bytes % kAlignment == 0) continue;
-        refuse(argument + "_strides: " + std::to_string(stride) + " elements of " + memory.dtype.name +
-               " are no multiple of 16 bytes below 2^40: copy it to rows that are padded to one");
-    }
-    if (rows > 1 && strides[0] < k) refuse(argument + "_strides: rows of " + std::to_string(k) + " elements overlap");
-    if (memory.address % kAlignment != 0) {
-        refuse(argument + "=" + std::to_string(memory.address) + " is no multiple of 16 bytes: copy it to memory that is");
+    check_alignment(memory, strides.data(), strides.size());
+    if (rows > 1 && strides[0] < k) {
+        refuse(std::string(memory.argument) + "_strides: rows of " + std::to_string(k) + " elements overlap");
     }
     const int64_t size = (batches - 1) * strides[1] + (rows - 1) * strides[0] + k;
     check_memory(memory, size);

@@ -42,6 +42,7 @@ inline void check_apart(const Memory& source, int64_t source_size, const Memory&
 }
 
 // The bindings of single operations.
+void define_attention(pybind11::module_& module);
 void define_encode_scaled(pybind11::module_& module);
 void define_matmul(pybind11::module_& module);
 

@@ -81,6 +81,7 @@ PYBIND11_MODULE(_cuda, module) {
     module.def("encode", &encode_memory, source, target, size, dtype, code_dtype, conversion, cuda_stream, keyword_only,
                seed, stream, offset, random_bits);
     module.def("decode", &decode_memory, source, target, size, code_dtype, dtype, conversion, cuda_stream);
+    define_attention(module);
     define_encode_scaled(module);
     define_matmul(module);
     bind_probe(module);

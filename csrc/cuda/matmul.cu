@@ -1,7 +1,6 @@
 // Launches of the matrix products: which kernel, how many blocks, and what the copy engine has to know.
 #include "cuda/matmul.hpp"
 
-#include <cudaTypedefs.h>
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -10,60 +9,15 @@
 #include "cuda/matmul_mma.cuh"
 #include "cuda/matmul_wgmma.cuh"
 #include "cuda/status.cuh"
+#include "cuda/tensor_map.cuh"
 
 namespace fp8sim {
 namespace {
 
-constexpr int kHopper = 90;
-
-struct Device {
-    int capability;
-    int processors;
-};
-
-cudaError_t query(Device* device) {
-    int index = 0, major = 0, minor = 0;
-    if (cudaError_t error = cudaGetDevice(&index)) return error;
-    if (cudaError_t error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index)) return error;
-    if (cudaError_t error = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, index)) return error;
-    device->capability = 10 * major + minor;
-    return cudaDeviceGetAttribute(&device->processors, cudaDevAttrMultiProcessorCount, index);
-}
-
-// The driver's function, without linking the driver.
-cudaError_t find_encoder(PFN_cuTensorMapEncodeTiled_v12000* encode) {
-    void* function = nullptr;
-    cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
-    const char* name = "cuTensorMapEncodeTiled";
-#if CUDART_VERSION >= 12050
-    const cudaError_t error = cudaGetDriverEntryPointByVersion(name, &function, 12000, cudaEnableDefault, &found);
-#else
-    const cudaError_t error = cudaGetDriverEntryPoint(name, &function, cudaEnableDefault, &found);
-#endif
-    if (error != cudaSuccess) return error;
-    *encode = reinterpret_cast<PFN_cuTensorMapEncodeTiled_v12000>(function);
-    return found == cudaDriverEntryPointSuccess ? cudaSuccess : cudaErrorSymbolNotFound;
-}
-
-CUtensorMapDataType data_type(Operand type) {
-    if (type == Operand::kFloat16) return CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
-    return type == Operand::kBfloat16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_UINT8;
-}
-
-// The bindings have checked what the driver checks, so that its refusal is a fault of the launcher.
-cudaError_t encode_boxes(PFN_cuTensorMapEncodeTiled_v12000 encode, const Boxes& boxes, CUtensorMap* map) {
-    const cuuint32_t every_element[3] = {1, 1, 1};
-    const CUresult result =
-        encode(map, data_type(boxes.type), 3, const_cast<void*>(boxes.address), boxes.extents, boxes.strides, boxes.box,
-               every_element, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-               CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-    return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
-}
-
 template <class Tile>
 cudaError_t run_wgmma(const MatmulJob& job, int processors, cudaStream_t stream) {
     const auto& [m, n, k, batches] = job.extent;
-    PFN_cuTensorMapEncodeTiled_v12000 encode = nullptr;
+    TensorMapEncoder encode = nullptr;
     CUtensorMap a, b;
     if (cudaError_t error = find_encoder(&encode)) return error;
     if (cudaError_t error = encode_boxes(encode, boxes_of(job.a, m, k, batches, Tile::kRows, Tile::kDepth), &a)) {

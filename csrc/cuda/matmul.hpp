@@ -7,6 +7,8 @@
 
 namespace fp8sim {
 
+constexpr int kAmpere = 80, kHopper = 90;  // compute capabilities, 10 * major + minor
+
 enum class Operand { kE4m3, kE5m2, kFloat16, kBfloat16 };
 
 constexpr bool is_fp8(Operand operand) { return operand <= Operand::kE5m2; }

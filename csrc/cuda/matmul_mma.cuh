@@ -10,16 +10,18 @@
 
 namespace fp8sim {
 
+// A pair of E4M3 numbers as binary16 numbers, exactly.
+FP8SIM_DEVICE uint32_t widened_pair(E4m3, uint32_t pair) {
+    constexpr uint32_t kTwice256 = 0x5C005C00;
+    return multiply_halves(e4m3_over_256(pair), kTwice256) | e4m3_nans(pair);
+}
+
 // Pairs of numbers of an operand, as the instruction takes them.
 
 FP8SIM_DEVICE uint32_t load_pair(Float16, uint32_t address) { return load_shared_32(address); }
 FP8SIM_DEVICE uint32_t load_pair(Bfloat16, uint32_t address) { return load_shared_32(address); }
 FP8SIM_DEVICE uint32_t load_pair(E5m2 type, uint32_t address) { return widen_pair(type, load_shared_16(address)); }
-FP8SIM_DEVICE uint32_t load_pair(E4m3, uint32_t address) {
-    constexpr uint32_t kTwice256 = 0x5C005C00;
-    const uint32_t pair = load_shared_16(address);
-    return multiply_halves(e4m3_over_256(pair), kTwice256) | e4m3_nans(pair);
-}
+FP8SIM_DEVICE uint32_t load_pair(E4m3 type, uint32_t address) { return widened_pair(type, load_shared_16(address)); }
 
 template <class A_, class B_>
 struct MmaTile {

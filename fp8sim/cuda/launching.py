@@ -7,6 +7,9 @@ from collections.abc import Iterator
 
 import torch
 
+Capability = tuple[int, int]
+AMPERE, ADA, HOPPER = (8, 0), (8, 9), (9, 0)
+
 
 def name_of(dtype: torch.dtype) -> str:
     """As the kernels name it."""
@@ -30,3 +33,14 @@ def current_stream(x: torch.Tensor) -> Iterator[int]:
     """The current stream of x's device, which is the current device inside."""
     with torch.cuda.device(x.device):
         yield torch.cuda.current_stream().cuda_stream
+
+
+def capability_of(x: torch.Tensor, what: str) -> Capability:
+    """The compute capability of x's device. RuntimeError before Ampere; `what` needs it."""
+    capability = torch.cuda.get_device_capability(x.device)
+    if capability < AMPERE:
+        raise RuntimeError(
+            f"{what} need compute capability 8.0 or later (Ampere), and {x.device} has {capability[0]}.{capability[1]}: "
+            f"simulate on the CPU, with fp8sim.use_backend('simulate')"
+        )
+    return capability

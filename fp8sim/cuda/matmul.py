@@ -14,16 +14,23 @@ from typing import Any
 
 import torch
 
-from fp8sim.cuda.launching import current_stream, name_of, require_cuda
+from fp8sim.cuda.launching import (
+    ADA,
+    AMPERE,
+    HOPPER,
+    Capability,
+    capability_of,
+    current_stream,
+    name_of,
+    require_cuda,
+)
 from fp8sim.mma.plans import GemmPlan
 
 PROMOTION = 128
 """Products between two additions to float32 without fast accumulation."""
 
-Capability = tuple[int, int]
 Factors = float | torch.Tensor | None
 
-_AMPERE, _ADA, _HOPPER = (8, 0), (8, 9), (9, 0)
 _FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 _OPERANDS = (*_FLOAT8, torch.float16, torch.bfloat16)
 _OUTPUTS = (torch.float32, torch.float16, torch.bfloat16)
@@ -102,11 +109,11 @@ def plan_of(dtype: torch.dtype, capability: Capability, *, fast_accumulation: bo
         ValueError: no order is known for the device.
     """
     fp8 = dtype in _FLOAT8
-    if capability == _HOPPER:
+    if capability == HOPPER:
         promoted = fp8 and not fast_accumulation
         return GemmPlan("sm90.wgmma", **({"flush": PROMOTION, "block_k": PROMOTION} if promoted else {}))
-    if _AMPERE <= capability < _HOPPER:
-        return GemmPlan("sm89.mma" if capability == _ADA else "sm80.mma", widen="float16" if fp8 else None)
+    if AMPERE <= capability < HOPPER:
+        return GemmPlan("sm89.mma" if capability == ADA else "sm80.mma", widen="float16" if fp8 else None)
     raise ValueError(
         f"compute capability {capability[0]}.{capability[1]}: the order in which mma.sync adds there is not known; it "
         f"is for 8.0 to 9.0"
@@ -173,12 +180,7 @@ def _checked_batch(a: torch.Tensor, b: torch.Tensor, out_dtype: torch.dtype) -> 
     if a.device != b.device:
         raise ValueError(f"a and b must be on one device, got {a.device} and {b.device}")
     require_cuda(a, "a")
-    capability = torch.cuda.get_device_capability(a.device)
-    if capability < _AMPERE:
-        raise RuntimeError(
-            f"matrix products need compute capability 8.0 or later (Ampere), and {a.device} has "
-            f"{capability[0]}.{capability[1]}: simulate on the CPU, with fp8sim.use_backend('simulate')"
-        )
+    capability_of(a, "matrix products")
     try:
         return torch.Size(torch.broadcast_shapes(a.shape[:-2], b.shape[:-2]))
     except RuntimeError:

@@ -20,6 +20,7 @@ import torch
 
 import fp8sim
 from fp8sim import mma
+from fp8sim.cuda import attention as attention_module
 from fp8sim.cuda import encode_scaled as encode_scaled_module
 from fp8sim.cuda import launching
 from fp8sim.cuda import matmul as matmul_module
@@ -36,6 +37,8 @@ SCHEDULES = [(late, backwards) for late in (0, 1) for backwards in (0, 1)]
 KERNELS = {
     "wgmma": ("matmul_on_host.cpp", "-DFP8SIM_EMULATED_WGMMA=1"),
     "mma": ("matmul_on_host.cpp", "-DFP8SIM_EMULATED_WGMMA=0"),
+    "attention_wgmma": ("attention_on_host.cpp", "-DFP8SIM_EMULATED_WGMMA=1"),
+    "attention_mma": ("attention_on_host.cpp", "-DFP8SIM_EMULATED_WGMMA=0"),
     "encode_scaled": ("encode_scaled_on_host.cpp", "-O1"),
 }
 
@@ -108,6 +111,37 @@ class EncodeScaledJob(ctypes.Structure):
     ]
 
 
+class HeadMatrices(ctypes.Structure):
+    _fields_ = [
+        ("address", ctypes.c_void_p),
+        ("per_row", ctypes.c_int64),
+        ("per_head", ctypes.c_int64),
+        ("per_batch", ctypes.c_int64),
+    ]
+
+
+class Mask(ctypes.Structure):
+    _fields_ = [("causal", ctypes.c_bool), ("window", ctypes.c_int32), ("offset", ctypes.c_int32)]
+
+
+class AttentionJob(ctypes.Structure):
+    """`struct AttentionJob` of csrc/cuda/attention.hpp, and what it is made of above."""
+
+    _fields_ = [
+        ("extent", ctypes.c_int32 * 6),
+        ("type", ctypes.c_int),
+        ("q", HeadMatrices),
+        ("k", HeadMatrices),
+        ("v", HeadMatrices),
+        ("transposed_values", ctypes.c_bool),
+        ("mask", Mask),
+        ("softmax", ctypes.c_float * 3),
+        ("out", ctypes.c_void_p),
+        ("out_type", ctypes.c_int),
+        ("lse", ctypes.c_void_p),
+    ]
+
+
 @dataclass
 class StandIn:
     """In the place of `fp8sim._cuda`: the same functions, for memory of the CPU.
@@ -127,9 +161,10 @@ class StandIn:
             patch.setattr(fp8sim, "_cuda", self, raising=False)
             patch.setattr(torch.cuda, "get_device_capability", lambda device: self.capability)
             patch.setattr(launching, "require_cuda", lambda x, argument="": None)
-            for module in (matmul_module, encode_scaled_module):
+            for module in (attention_module, matmul_module, encode_scaled_module):
                 patch.setattr(module, "current_stream", lambda x: contextlib.nullcontext(0))
-            patch.setattr(matmul_module, "require_cuda", lambda x, argument="": None)
+            for module in (attention_module, matmul_module):
+                patch.setattr(module, "require_cuda", lambda x, argument="": None)
             yield
 
     def matmul(
@@ -169,10 +204,60 @@ class StandIn:
                 RowFactors(b_factors, *b_factor_strides),
             ),
         )
+        library = self.libraries["wgmma" if self.capability == (9, 0) else "mma"]
+        self._run(library.matmul_on_host, ctypes.byref(job), self._model(a_dtype, b_dtype))
+
+    def attention(
+        self,
+        query: int,
+        key: int,
+        value: int,
+        out: int,
+        lse: int,
+        extent: Sequence[int],
+        dtype: str,
+        out_dtype: str,
+        query_strides: Sequence[int],
+        key_strides: Sequence[int],
+        value_strides: Sequence[int],
+        c: float,
+        cuda_stream: int = 0,
+        *,
+        transposed_value: bool = False,
+        causal: bool = False,
+        window: int = 0,
+        offset: int = 0,
+        p_offset: float = 0.0,
+        factor: float = 1.0,
+    ) -> None:
+        strides = (query_strides, key_strides, value_strides)
+        operands = (
+            HeadMatrices(address, *reversed(per)) for address, per in zip((query, key, value), strides, strict=True)
+        )
+        job = AttentionJob(
+            (ctypes.c_int32 * 6)(*extent),
+            OPERANDS.index(dtype),
+            *operands,
+            transposed_value,
+            Mask(causal, window, offset),
+            (ctypes.c_float * 3)(c, p_offset, factor),
+            out,
+            RESULTS.index(out_dtype),
+            lse,
+        )
+        name = "wgmma" if self.capability == (9, 0) else "mma"
+        library = self.libraries[f"attention_{name}"]
+        self._run(library.attention_on_host, ctypes.byref(job), self._model(dtype, dtype))
+
+    def attention_block(self, features: int, capability: int) -> int:
+        block: int = next(iter(self.libraries.values())).attention_block_on_host(features, capability)
+        return block
+
+    def _model(self, a_dtype: str, b_dtype: str) -> ctypes.Array[ctypes.c_int32]:
+        """The instruction's, for a product of operands of these dtypes."""
         plan = matmul_module.plan_of(getattr(torch, a_dtype), self.capability)
         fields = core_fields(mma.resolve(plan, a_dtype, b_dtype))
-        library = self.libraries["wgmma" if self.capability == (9, 0) else "mma"]
-        self._run(library.matmul_on_host, ctypes.byref(job), (ctypes.c_int32 * len(fields))(*fields))
+        return (ctypes.c_int32 * len(fields))(*fields)
 
     def encode_scaled(
         self,
