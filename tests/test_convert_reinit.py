@@ -222,3 +222,24 @@ def test_a_converted_model_trains() -> None:
         optimizer.step()
     assert loss_of(model).item() < first / 2
     assert isinstance(model.head, nn.Linear)
+
+
+@pytest.mark.parametrize("recipe", ["mup_fp8", "unit_scaled", "munit_scaled_fp8"])
+def test_a_role_that_is_named_later_is_that_of_a_model_converted_with_it(recipe: str) -> None:
+    def layers() -> torch.nn.Module:
+        return torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 64))
+
+    expected = converted(layers(), recipe, roles={"1": "readout"})
+    model = converted(layers(), recipe)
+    with pytest.raises(
+        ValueError, match="reinit=False: roles= makes 1 'readout', which was 'hidden'.*Pass reinit=True"
+    ):
+        fp8sim.convert(model, recipe=recipe, roles={"1": "readout"})
+    assert model[1].role == "hidden"
+    converted(model, recipe, roles={"1": "readout"})
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), expected.parameters(), strict=True))
+    assert torch.equal(model(X), expected(X))
+    converted(model, recipe, roles={"1": "hidden"})
+    back = converted(layers(), recipe)
+    assert torch.equal(model(X), back(X))
+    assert model[1].constraint == back[1].constraint

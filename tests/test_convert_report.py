@@ -1,5 +1,6 @@
 """What `fp8sim.convert` says, what it skips and refuses, and that it never silently does nothing."""
 
+import dataclasses
 import pickle
 import warnings
 
@@ -136,7 +137,7 @@ def with_a_computed_weight() -> torch.nn.Module:
 
 LEFT = {
     "derived": (Scaled(8, 8), "a class of its own, derived from Linear: it may compute otherwise"),
-    "lazy": (torch.nn.LazyLinear(8), "a class of its own, derived from Linear"),
+    "lazy": (torch.nn.LazyLinear(8), "its sizes are not known yet: run the model once before it is converted"),
     "parametrized": (torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(8, 8)), "derived from Linear"),
     "hook of weight norm": (with_weight_norm(), "it has parameters weight_g, weight_v: another tool changed it"),
     "pruned": (
@@ -274,7 +275,8 @@ class Written(torch.nn.Module):
 
 
 def test_functions_that_a_model_calls_are_named() -> None:
-    model = fp8sim.convert(Written(), recipe="fp8_naive")
+    with pytest.warns(UserWarning, match="left 1 layers"):  # a table, and products of what may be any tensors
+        model = fp8sim.convert(Written(), recipe="fp8_naive")
     report = fp8sim.conversion_report(model)
     assert report[""].calls == ("@", "scaled_dot_product_attention")
     assert "its own parameters table stay as they are; its own code, which stays as it is, uses @, scaled" in str(
@@ -282,10 +284,68 @@ def test_functions_that_a_model_calls_are_named() -> None:
     )
     assert any("call functions of fp8sim.functional, with recipe=" in note for note in report.notes)
     assert any("what these call was not read" in note for note in report.notes)
-    unit = fp8sim.conversion_report(fp8sim.convert(Written(), recipe="unit_scaled", reinit=True))
+    with pytest.warns(UserWarning, match="left 1 layers"):
+        unit = fp8sim.conversion_report(fp8sim.convert(Written(), recipe="unit_scaled", reinit=True))
     assert unit[""].calls == ("+", "@", "gelu", "scaled_dot_product_attention", "softmax")
     plain = fp8sim.conversion_report(fp8sim.convert(torch.nn.Sequential(torch.nn.Linear(4, 4)), recipe="bf16"))
     assert plain.notes == ()
+
+
+class Experts(torch.nn.Module):
+    """A router that is a layer, and experts that are not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router = torch.nn.Linear(8, 3)
+        self.weights = torch.nn.Parameter(torch.randn(3, 8, 8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.einsum("te,ti,eij->tj", self.router(x).softmax(-1), x, self.weights)
+
+
+class TiedByHand(torch.nn.Module):
+    """A readout that is a function of another layer's weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.hidden = torch.nn.Embedding(5, 8), torch.nn.Linear(8, 8)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return F.linear(self.hidden(self.embedding(tokens)), self.embedding.weight)
+
+
+class Held(torch.nn.Module):
+    """Submodules at some distance that are called as functions are, and attention without weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = torch.nn.ModuleDict({"linear": torch.nn.Linear(8, 8)})
+        self.blocks = torch.nn.ModuleList([torch.nn.ModuleDict({"linear": torch.nn.Linear(8, 8)})])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = block.linear(self.parts.linear(x))
+        return F.scaled_dot_product_attention(x, x, self.blocks[0].linear(x))
+
+
+@pytest.mark.parametrize(("make", "call"), [(Experts, "einsum"), (TiedByHand, "linear")])
+def test_products_of_weights_in_a_models_own_code_are_warned_of(make: type[torch.nn.Module], call: str) -> None:
+    with pytest.warns(
+        UserWarning, match=rf"1 layers with GEMMs as they were: container .*{make.__name__}.* uses {call}"
+    ):
+        fp8sim.convert(make(), recipe="fp8_naive")
+    model = fp8sim.convert(make(), recipe="fp8_naive", module_filter_fn=lambda module, name: name != "")
+    assert fp8sim.conversion_report(model)[""].calls == (call,)
+
+
+def test_submodules_are_no_functions_and_attention_has_no_weights() -> None:
+    report = fp8sim.conversion_report(fp8sim.convert(Held(), recipe="fp8_naive"))
+    assert report[""].calls == ("scaled_dot_product_attention",)
+    recipe = dataclasses.replace(
+        fp8sim.recipes.parse("fp8_naive"), attention=fp8sim.recipes.AttentionRecipe.by_operand(query="e4m3", key="e4m3")
+    )
+    with pytest.warns(UserWarning, match="uses scaled_dot_product_attention"):
+        fp8sim.convert(Held(), recipe=recipe)
 
 
 def encoder(**options: object) -> torch.nn.TransformerEncoder:

@@ -114,6 +114,17 @@ def test_an_input_without_a_batch_is_torchs(batch_first: bool) -> None:
             torch.testing.assert_close(mine, other, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("is_self", [False, True])
+def test_without_a_batch_every_bit_is_torchs(is_self: bool) -> None:
+    ours, theirs = pair(bias=False)
+    query = normal(L, E).requires_grad_()
+    key = query if is_self else normal(S, E, seed=1)
+    output, expected = (module(query, key, key, need_weights=False)[0] for module in (ours, theirs))
+    assert torch.equal(output, expected)
+    for mine, other in zip(gradients(ours, output, query), gradients(theirs, expected, query), strict=True):
+        assert torch.equal(mine, other)
+
+
 def test_dropout_is_for_training() -> None:
     ours, theirs = pair(dropout=0.5, bias=False)
     x = normal(L, B, E)

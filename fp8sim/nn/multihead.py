@@ -131,11 +131,13 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         return 0.5 if self.recipe.parametrization in ("standard", "munit") else 1.0
 
     def _sequence_first(self, *inputs: torch.Tensor) -> list[torch.Tensor]:
-        """Each input as [L, B, E]; those that are one tensor stay one."""
+        """Each input as [L, B, E]; with a batch, those that are one tensor stay one, as in torch."""
+        if inputs[0].ndim == 2:
+            return [x.unsqueeze(1) for x in inputs]
         made: dict[int, torch.Tensor] = {}
         for x in inputs:
             if id(x) not in made:
-                made[id(x)] = x.unsqueeze(1) if x.ndim == 2 else x.transpose(0, 1) if self.batch_first else x
+                made[id(x)] = x.transpose(0, 1) if self.batch_first else x
         return [made[id(x)] for x in inputs]
 
     def _projected(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -47,8 +47,8 @@ def convert(
     Args:
         model: the model, or one layer of it. Convert before `fully_shard` and `torch.jit.script`.
         recipe: a recipe or its name.
-        module_filter_fn: called with each module that could be converted and its name as in `named_modules`; False
-            leaves it as it is. None converts all.
+        module_filter_fn: called with each module that could be converted, or that a warning would name, and its name
+            as in `named_modules`; False leaves it as it is. None converts all.
         reinit: draw the weights of converted layers anew, as their `reset_parameters` says: N(0, 1) under unit scaling,
             gains one and biases zero. What was trained is lost. Needed if the parametrization is not standard.
         roles: shell patterns of names of linear layers -> one of `recipes.HIDDEN_ROLES`, or "readout". The first match
@@ -60,12 +60,13 @@ def convert(
 
     Raises:
         TypeError: `model` is no module.
-        ValueError: nothing was converted; a parametrization that needs `reinit`; a module of fp8sim of another
-            parametrization; an unknown recipe or role, or a pattern that no linear layer's name matches. The model is
-            then as it was.
+        ValueError: nothing was converted; a parametrization, or a change of role under one, that needs `reinit`; a
+            module of fp8sim of another parametrization; an unknown recipe or role, or a pattern that no linear layer's
+            name matches. The model is then as it was.
 
     Warns:
-        UserWarning: layers with GEMMs stay as they were, and `module_filter_fn` did not say so.
+        UserWarning: layers with GEMMs, or code that multiplies by weights of its own, stay as they were, and
+            `module_filter_fn` did not say so.
     """
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"model is a {type(model).__name__}: expected a torch.nn.Module")

@@ -11,7 +11,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.rnn import RNNBase, RNNCellBase
 
 from fp8sim.nn.conversion import reading
-from fp8sim.nn.conversion.replacements import Replacement, refusal_of, replacement_of, template_of
+from fp8sim.nn.conversion.replacements import REPLACEMENTS, Replacement, refusal_of, replacement_of, template_of
 from fp8sim.nn.conversion.report import ModuleLine
 from fp8sim.nn.embedding import Embedding
 from fp8sim.recipes import HIDDEN_ROLES, Recipe
@@ -134,9 +134,27 @@ def _again(place: Place, request: Request) -> Step:
         recipe = recipe.for_role(role)
     elif kind == "Conv1d":
         recipe = recipe.for_role("hidden")
-    settings = {"recipe": recipe, **({"role": role} if role else {})}
+    settings = {"recipe": recipe, **({"role": role, **_start_of_role(place, role, request)} if role else {})}
     line = ModuleLine(place.name, kind, "converted", f"ran by {before.name}", role, recipe.name)
     return Step(line, module, settings=settings)
+
+
+def _start_of_role(place: Place, role: str, request: Request) -> dict[str, object]:
+    """Settings of a linear layer that becomes a readout or is one no longer, where these start otherwise than others.
+
+    Raises:
+        ValueError: its weight is not to be drawn anew.
+    """
+    before, style = vars(place.module)["role"], request.recipe.parametrization
+    if style == "standard" or (role == "readout") == (before == "readout"):
+        return {}
+    if not request.reinit:
+        raise ValueError(
+            f"reinit=False: roles= makes {place.name or 'the model'} {role!r}, which was {before!r}, and under "
+            f"parametrization {style!r} a readout has other weights and factors. Pass reinit=True, or leave the role"
+        )
+    template = vars(template_of(place.module, REPLACEMENTS[torch.nn.Linear], request.recipe, role))
+    return {name: template[name] for name in ("constraint", "init_std", "multiplier")}
 
 
 def _part_of_attention(place: Place, request: Request, attention: Step) -> Step:
@@ -195,13 +213,28 @@ def _left(place: Place, request: Request) -> Step:
     module, kind = place.module, type(place.module)
     calls = tuple(calls_of(module, request.recipe))
     if next(module.children(), None) is not None and not isinstance(module, torch.jit.ScriptModule):
-        return Step(ModuleLine(place.name, kind.__name__, "container", _own_parameters(module), calls=calls), module)
+        line = ModuleLine(place.name, kind.__name__, "container", _own_parameters(module), calls=calls)
+        keeps_gemms = _multiplies_itself(module, calls, request.recipe) and request.accepts(module, place.name)
+        return Step(line, module, keeps_gemms=keeps_gemms)
     has_gemms = isinstance(module, _OTHER_GEMMS) or kind.__module__.startswith("torch.ao.")
     has_gemms = has_gemms or not reading.PRODUCTS.isdisjoint(calls)
     if has_gemms and not request.accepts(module, place.name):
         return Step(ModuleLine(place.name, kind.__name__, "skipped", _FILTERED, calls=calls), module)
     reason = f"{kind.__module__}.{kind.__qualname__} has no counterpart in fp8sim.nn"
     return Step(ModuleLine(place.name, kind.__name__, "skipped", reason, calls=calls), module, keeps_gemms=has_gemms)
+
+
+def _multiplies_itself(module: torch.nn.Module, calls: tuple[str, ...], recipe: Recipe) -> bool:
+    """Whether the own code of a module that holds others has GEMMs that the recipe would cast.
+
+    Those of weights, and those of attention if the recipe has a part for it. Of a product without a weight in its name
+    it is a guess: that of a module with matrices of its own.
+    """
+    products = reading.PRODUCTS.intersection(calls)
+    if recipe.attention is not None or products & reading.BY_WEIGHTS:
+        return bool(products)
+    has_matrices = any(parameter.ndim > 1 for parameter in module.parameters(recurse=False))
+    return has_matrices and bool(products - reading.ATTENTION)
 
 
 def _own_parameters(module: torch.nn.Module) -> str:

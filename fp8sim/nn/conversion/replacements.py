@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch.distributed.tensor import DTensor
+from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from fp8sim.nn.activations import GELU, Dropout, ReLU, Sigmoid, SiLU, Softmax, Tanh
@@ -163,6 +164,8 @@ def replacement_of(module: torch.nn.Module) -> Replacement | None:
 def refusal_of(module: torch.nn.Module, replacement: Replacement, recipe: Recipe) -> str:
     """Why `module` cannot be replaced; "" if it can."""
     kind = type(module)
+    if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():  # type: ignore[misc]
+        return "its sizes are not known yet: run the model once before it is converted"
     if kind not in REPLACEMENTS:
         ancestor = next(base.__name__ for base in kind.__mro__ if base in REPLACEMENTS)
         return f"a class of its own, derived from {ancestor}: it may compute otherwise"
