@@ -181,6 +181,101 @@ def test_an_embedding_may_be_expected_to_slow_down():
         fp8sim.coord_check(factory, **RUNS, expected={"decoder": -0.5})
 
 
+def test_a_readout_that_starts_at_zero_is_judged_with_its_factor():
+    def zeroed(**options):
+        def factory(width):
+            model, optimizer = plain(**options)(width)
+            torch.nn.init.zeros_(model.readout.weight)
+            return model, optimizer
+
+        return factory
+
+    check = fp8sim.coord_check(zeroed(), **RUNS)
+    assert check.verdict == "PASS", f"{check}"
+    assert "(model)" not in {name for name, _ in check.measured.values} | {row.name for row in check.rows()}
+    check = fp8sim.coord_check(zeroed(readout_power=0), **RUNS)
+    assert ("readout", OWN) in {(cause.name, cause.check.quantity) for cause in check.causes}, f"{check}"
+
+
+def test_a_model_that_starts_at_zero_and_bends_its_readout_has_a_line_of_its_own():
+    class Bent(Plain):
+        def forward(self, tokens):
+            logits = super().forward(tokens)
+            return logits + logits.abs()  # has a gradient at zero
+
+    def factory(width):
+        model, optimizer = plain(Bent)(width)
+        torch.nn.init.zeros_(model.readout.weight)
+        return model, optimizer
+
+    check = fp8sim.coord_check(factory, batch=BATCH, widths=(8, 16), steps=2, seeds=1)
+    assert {finding.name for finding in check.findings} >= {"readout", "(model)"}
+    assert check.slope("(model)", "change").value is not None
+
+
+class Attending(torch.nn.Module):
+    """Attention with a bias on keys, which changes no probability, between norms; wired for muP by hand."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.embedding, self.norm = torch.nn.Embedding(SYMBOLS, width), torch.nn.LayerNorm(width)
+        self.q, self.k, self.v = (torch.nn.Linear(width, width) for _ in range(3))
+        self.readout = torch.nn.Linear(width, SYMBOLS, bias=False)
+        for layer in (self.q, self.k, self.v):
+            torch.nn.init.normal_(layer.weight, std=width**-0.5)
+            torch.nn.init.zeros_(layer.bias)
+        torch.nn.init.normal_(self.readout.weight)
+
+    def forward(self, tokens):
+        x = self.norm(self.embedding(tokens))
+        q, k, v = (layer(x)[:, None] for layer in (self.q, self.k, self.v))
+        mixed = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=8 / q.shape[-1])
+        return self.readout(mixed[:, 0]) / self.readout.in_features
+
+
+def attending(rates=()):
+    def factory(width):
+        model = Attending(width)
+        groups = parameter_groups(model, lr=0.02, parametrization="mup", roles={"readout.weight": "readout"})
+        factors = {id(parameter): dict(rates).get(name, 0.0) for name, parameter in model.named_parameters()}
+        split = [{"params": [p], "lr": g["lr"] * width ** factors[id(p)]} for g in groups for p in g["params"]]
+        return model, torch.optim.Adam(split)
+
+    return factory
+
+
+def test_a_bias_whose_gradient_is_rounding_is_not_judged():
+    check = fp8sim.coord_check(attending(), **RUNS)
+    assert check.slope("k.bias", OWN).value < -0.5
+    assert check.verdict == "PASS", f"{check}"
+    check = fp8sim.coord_check(attending({"q.bias": -1.0}), **RUNS)
+    assert [finding.name for finding in check.causes] == ["q.bias"], f"{check}"
+
+
+@pytest.mark.parametrize(("parameter", "name"), [("norm.weight", "norm"), ("norm.bias", "norm.bias")])
+def test_gain_and_bias_of_a_norm_are_taken_apart(parameter, name):
+    check = fp8sim.coord_check(attending({parameter: -1.0}), **RUNS)
+    assert [finding.name for finding in check.causes] == [name], f"{check}"
+
+
+def by_sgd(optimizer):
+    def factory(width):
+        model = Plain(width)
+        groups = parameter_groups(
+            model, lr=0.05, parametrization="mup", optimizer=optimizer, roles={"readout.weight": "readout"}
+        )
+        return model, torch.optim.SGD(groups)
+
+    return factory
+
+
+def test_rates_of_adam_are_wrong_for_sgd():
+    check = fp8sim.coord_check(by_sgd("adam"), **RUNS)
+    assert check.verdict == "FAIL"
+    assert "fp8sim.optim.parameter_groups with optimizer='sgd'" in check.reason
+    assert fp8sim.coord_check(by_sgd("sgd"), **RUNS).verdict == "PASS"
+
+
 def test_frozen_parameters_warn():
     def factory(width):
         model, optimizer = plain()(width)

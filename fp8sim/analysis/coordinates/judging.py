@@ -11,6 +11,9 @@ them on the coordinates of real runs: appendix D.1). So, with sizes that go as w
 | own change             | 0; -1/2 under u-muP's embedding rule   | mean of steps >= 1 |
 | gradient, update       | depends on the parametrization: shown, not judged |         |
 
+Not judged is the own change of a bias whose gradient is rounding, such as that of keys, to which softmax is blind: Adam
+makes steps of it, whose size says nothing.
+
 A change may shrink where all that moves comes from an embedding whose rate falls with width; own changes may not.
 
 The limits. Factors of width are powers of 1/2, so the smallest mistake is an exponent of 1/2 beside the right one. At
@@ -27,7 +30,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from fp8sim.analysis.coordinates.measuring import Measurements
+import numpy as np
+
+from fp8sim.analysis.coordinates.measuring import GRADIENT, Measurements
 from fp8sim.analysis.coordinates.probe import ACTIVATION, CHANGE, INPUT, LOGITS, OWN_CHANGE, Shapes
 from fp8sim.analysis.coordinates.slopes import Slope, mean_slope, slope_at
 from fp8sim.analysis.verdicts import SEVERITY, Verdict
@@ -40,6 +45,10 @@ NOISE = 0.2
 """A standard error above this says nothing: it warns."""
 UNKNOWN_ERROR = 0.1
 """What counts as the standard error of a single seed: more than three seeds of a small model have."""
+
+
+ROUNDING = 1e-4
+"""A bias whose gradient is at most this share of that of the weight beside it has none but rounding, in float32."""
 
 
 class Kind(enum.StrEnum):
@@ -195,7 +204,8 @@ def _judge_module(
     if decisive.verdict is Verdict.PASS:
         return Finding(name, kind, Verdict.PASS, decisive)
     is_cause = decisive.verdict is Verdict.FAIL and _is_cause(measured, name, decisive, failing)
-    return Finding(name, kind, decisive.verdict, decisive, is_cause, _reason(name, kind, decisive))
+    reason = _reason(name, kind, decisive, measured.is_sgd)
+    return Finding(name, kind, decisive.verdict, decisive, is_cause, reason)
 
 
 def _is_cause(measured: Measurements, name: str, check: Check, failing: list[Finding]) -> bool:
@@ -213,9 +223,19 @@ def _checks(measured: Measurements, name: str, kind: Kind, allowed: tuple[float,
     shrinks = kind in (Kind.READOUT, Kind.LOGITS, Kind.FUNCTION)
     start = slope_at(measured, name, ACTIVATION, 0)
     yield Check(ACTIVATION, 0, start, -math.inf if shrinks else 0.0, 0.0, shrinking_fails=False)
-    if kind not in (Kind.FUNCTION, Kind.LOGITS):
+    if kind not in (Kind.FUNCTION, Kind.LOGITS) and not _has_rounding_alone(measured, name):
         yield Check(OWN_CHANGE, None, mean_slope(measured, name, OWN_CHANGE), *allowed)
     yield Check(CHANGE, None, mean_slope(measured, name, CHANGE), -math.inf, 0.0)
+
+
+def _has_rounding_alone(measured: Measurements, name: str) -> bool:
+    """Whether the gradient of `name`, a bias beside a weight, is rounding and nothing else."""
+    beside = measured.shapes.get(name.rpartition(".")[0])
+    weights = [] if beside is None else [key for key, shape in beside[-1].parameters.items() if len(shape) > 1]
+    found = [measured.values[key, GRADIENT][:, :, 1:] for key in (name, *weights) if (key, GRADIENT) in measured.values]
+    if not weights or len(found) != 1 + len(weights):
+        return False
+    return bool((found[0] <= ROUNDING * np.max(found[1:], axis=0)).all() and (found[0] > 0).any())
 
 
 def _stands_still(measured: Measurements, name: str) -> bool:
@@ -241,6 +261,10 @@ _RATE = {
     Kind.VECTOR: "the learning rate of gains and biases does not change with width",
     Kind.FIXED: "this weight does not grow with width, and its learning rate must not change with it",
 }
+_RATE_OF_SGD = (
+    "SGD's steps go as the gradient, so that its rates are not those of Adam; are they those of "
+    "fp8sim.optim.parameter_groups with optimizer='sgd'?"
+)
 _START = {
     Kind.HIDDEN: "a hidden weight starts with a standard deviation of fan_in^-1/2, or has that factor on its output",
     Kind.INPUT: "the standard deviation with which an embedding or input layer starts does not depend on width",
@@ -256,7 +280,7 @@ _CHANGES = {
 _ELSEWHERE = "a factor on it, or on something before it, depends on width"
 
 
-def _reason(name: str, kind: Kind, check: Check) -> str:
+def _reason(name: str, kind: Kind, check: Check, is_sgd: bool) -> str:
     """What is seen, what should be, and what to do."""
     error = "" if check.slope.error is None else f" +- {check.slope.error:.2f}"
     when = "before training" if check.step == 0 else "in training"
@@ -267,5 +291,7 @@ def _reason(name: str, kind: Kind, check: Check) -> str:
     seen = f"{name}: its {check.quantity} {verb} as width^{check.slope.value:.2f}{error} {when}, expected {limit:g}"
     if check.verdict is Verdict.WARN and check.quantity == OWN_CHANGE and check.deviation < 0:
         return f"{seen}: too little to tell from the noise of a batch that has more tokens than the model is wide"
+    if check.quantity == OWN_CHANGE and is_sgd:
+        return f"{seen}: {_RATE_OF_SGD}"
     texts = {OWN_CHANGE: _RATE, ACTIVATION: _START, CHANGE: _CHANGES}[check.quantity]
     return f"{seen}: {texts.get(kind, _ELSEWHERE).replace('NAME', name)}"

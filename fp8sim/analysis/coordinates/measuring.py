@@ -37,6 +37,7 @@ class Measurements:
         shapes: of each module, at each width, in the order in which the modules are computed.
         rules: of modules that state the rule of their learning rate: the exponents of their own change that it allows,
             from lowest to highest.
+        is_sgd: whether the optimizer is torch's SGD, whose steps go as the gradient.
     """
 
     widths: tuple[int, ...]
@@ -45,6 +46,7 @@ class Measurements:
     values: dict[tuple[str, str], np.ndarray]
     shapes: dict[str, tuple[Shapes, ...]]
     rules: dict[str, tuple[float, float]]
+    is_sgd: bool
 
 
 @dataclass(frozen=True)
@@ -93,8 +95,9 @@ def measure(setup: Setup, widths: Sequence[int], seeds: int, advance: Callable[[
                 for key, value in sizes.items():
                     empty = np.full((seeds, len(widths), setup.steps + 1), math.nan)
                     values.setdefault(key, empty)[seed, j, t] = value
+    is_sgd = isinstance(optimizer, torch.optim.SGD)
     by_module = {name: tuple(shapes[width][name] for width in widths) for name in shapes[widths[0]]}
-    return Measurements(widths, setup.steps, seeds, values, by_module, _stated_rules(model))
+    return Measurements(widths, setup.steps, seeds, values, by_module, _stated_rules(model), is_sgd)
 
 
 def _stated_rules(model: torch.nn.Module) -> dict[str, tuple[float, float]]:

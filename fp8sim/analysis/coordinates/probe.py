@@ -24,6 +24,9 @@ PROPORTIONAL = 0.01
 """The share of a tensor that may be left over where it counts as a multiple of another; bfloat16 rounds."""
 
 
+TINY = torch.finfo(torch.float64).tiny
+
+
 class Shapes(NamedTuple):
     """Of a module: its first output's, and those of the parameters that it uses itself, by their names in the model."""
 
@@ -48,15 +51,16 @@ class Probe:
     - change: the RMS of h_t - h_0.
     - own change: the RMS of what the module's own parameters do to it, f(x_t; w_t) - f(x_t; w_0) with the input x_t of
       now: the module computes its output a second time, with the parameters of the first look. It tells a wrong
-      learning rate of this module from one of a module before it. Biases and gains beside a weight of two or more
-      dimensions, which may learn at another rate, are taken apart, under their own names.
+      learning rate of this module from one of a module before it. Biases and gains, which may learn at another rate,
+      are taken apart, under their own names.
 
     The products of queries and keys, times their factor, that `scaled_dot_product_attention` takes the softmax of are
     recorded too, as outputs of the module that calls it (not those of torch's own MultiheadAttention, which calls it
     out of sight). A module that returns the very tensor that one inside it has
     returned is left out; one that returns a multiple of what the last module inside it has returned, such as logits
-    divided by the width, is left out too, and the factor counts as that module's. The model runs in eval mode, without
-    gradients; its mode comes back afterwards, and no hook stays.
+    divided by the width, is left out too, and the factor counts as that module's. (Where both are zero at first, the
+    first look at which they are not decides.) The model runs in eval mode, without gradients; its mode comes back
+    afterwards, and no hook stays.
 
     Args:
         model: whose modules are looked at.
@@ -67,7 +71,8 @@ class Probe:
         self._model, self._forward = model, forward
         self._first_outputs: dict[str, list[torch.Tensor]] = {}
         self._first_parameters: dict[str, dict[str, torch.Tensor]] = {}
-        self._folded: set[str] | None = None
+        self._folded: set[str] = set()
+        self._undecided: set[str] | None = None
 
     @property
     def shapes(self) -> dict[str, Shapes]:
@@ -82,16 +87,20 @@ class Probe:
 
     def look(self) -> Sizes:
         """The sizes of now; the first look has inputs and activations alone."""
-        seen = _Pass(self._first_parameters, self._folded)
+        seen = _Pass(self._first_parameters, self._folded, self._undecided)
         with _eval_mode(self._model), torch.no_grad(), seen.watching(self._model):
             self._forward(self._model)
-        sizes: Sizes = {(name, ACTIVATION): rms(outputs) for name, outputs in seen.outputs.items()}
+        self._folded, self._undecided = seen.folded, seen.undecided
+        decided = {name: outputs for name, outputs in seen.outputs.items() if name not in seen.undecided}
+        sizes: Sizes = {(name, ACTIVATION): rms(outputs) for name, outputs in decided.items()}
         sizes |= {(name, INPUT): rms(inputs) for name, inputs in seen.inputs.items()}
         if not self._first_outputs:
-            self._first_outputs, self._folded = seen.outputs, seen.folded
+            self._first_outputs = seen.outputs
             self._first_parameters = _parameters_by_caller(self._model, seen.called)
             return sizes
-        for name, outputs in seen.outputs.items():
+        for name in seen.folded:
+            self._first_outputs.pop(name, None)
+        for name, outputs in decided.items():
             first = self._first_outputs.get(name, [])
             if [x.shape for x in first] != [x.shape for x in outputs]:
                 raise ValueError(
@@ -120,11 +129,11 @@ def _parameters_by_caller(model: torch.nn.Module, called: Collection[str]) -> di
 def _parts(name: str, parameters: Mapping[str, torch.Tensor]) -> dict[str, list[str]]:
     """What of a module's parameters is looked at together: those of two or more dimensions, and each other by itself.
 
-    Where there are none of two dimensions, all are one part. The module's name stands for the first part.
+    The module's name stands for the first part, which is the first parameter where there are none of two dimensions.
     """
-    weights = [key for key, value in parameters.items() if value.ndim >= 2]
-    if not weights:
-        return {name: list(parameters)} if parameters else {}
+    if not parameters:
+        return {}
+    weights = [key for key, value in parameters.items() if value.ndim >= 2] or list(parameters)[:1]
     return {name: weights} | {_join(name, key): [key] for key in parameters if key not in weights}
 
 
@@ -133,17 +142,26 @@ def _join(name: str, key: str) -> str:
 
 
 class _Pass:
-    """One forward pass under observation."""
+    """One forward pass under observation.
+
+    Args:
+        first_parameters: of each module, those of the first pass; empty in it.
+        folded: modules that are left out, since they return a multiple of what the last one inside them does.
+        undecided: those of which nothing says yet whether they do; None: any.
+    """
 
     def __init__(
-        self, first_parameters: Mapping[str, Mapping[str, torch.Tensor]], folded: Collection[str] | None
+        self,
+        first_parameters: Mapping[str, Mapping[str, torch.Tensor]],
+        folded: Collection[str],
+        undecided: Collection[str] | None,
     ) -> None:
         self.inputs: dict[str, list[torch.Tensor]] = {}
         self.outputs: dict[str, list[torch.Tensor]] = {}
         self.own_changes: dict[str, list[torch.Tensor]] = {}
         self.called: set[str] = set()
-        self.folded = set(folded or ())
-        self._decides_folds = folded is None
+        self.folded, self.undecided = set(folded), set(undecided or ())
+        self._decides_all = undecided is None
         self._first_parameters = first_parameters
         self._running: list[str] = []
         self._returned: list[torch.Tensor] = []  # kept alive, so that no other tensor gets the same identity
@@ -201,13 +219,18 @@ class _Pass:
         """Whether `result` is a multiple of what the last module inside this one returned; it then takes its place."""
         last = next(reversed(self.outputs), "")
         is_inside = bool(last) and (name == MODEL or last.startswith(f"{name}."))
-        if not is_inside or not (self._decides_folds or name in self.folded):
+        decides = self._decides_all or name in self.undecided
+        if not is_inside or not (decides or name in self.folded):
             return False
         inner = self.outputs[last][-1]
-        if inner.shape != result.shape or not inner.any():
+        if inner.shape != result.shape:
             return False
-        factor = float((inner.double() * result.double()).sum() / inner.double().square().sum())
-        if self._decides_folds and rms([result - factor * inner]) > PROPORTIONAL * rms([result]):
+        if decides and not inner.any() and not result.any():
+            self.undecided.add(name)
+            return False
+        self.undecided.discard(name)
+        factor = float((inner.double() * result.double()).sum() / inner.double().square().sum().clamp_min(TINY))
+        if decides and rms([result - factor * inner]) > PROPORTIONAL * rms([result]):
             return False
         self.folded.add(name)
         self._returned.append(result)
