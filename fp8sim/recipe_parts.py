@@ -48,7 +48,8 @@ class GemmRecipe:
         dtype: dtype of the result; None is the dtype of the operands.
 
     Raises:
-        ValueError: stochastic rounding, an unknown accumulation or dtype, a plan that does not take the formats.
+        ValueError: stochastic rounding, an unknown accumulation or dtype, a plan that does not take the formats, or
+            that widens operands to a format without all of their numbers.
     """
 
     first: Quantizer | None = None
@@ -70,7 +71,10 @@ class GemmRecipe:
         pair = (self.first, self.second)
         formats = [str(quantizer.format) if quantizer is not None else None for quantizer in pair]
         try:
-            mma.resolve(mma.parse_plan(self.accumulate), *formats)
+            plan = mma.parse_plan(self.accumulate)
+            mma.resolve(plan, *formats)
+            for name in filter(None, formats):
+                mma.check_widening(plan.widen, name)
         except ValueError as error:
             raise ValueError(f"accumulate={self.accumulate!r}: {error}; or use {', '.join(ACCUMULATIONS)}") from error
 
@@ -86,9 +90,11 @@ class GemmRecipe:
 
     def adding(self, accumulate: str) -> GemmRecipe:
         """The same GEMM, added as `accumulate` says if both operands are quantized. ValueError as for the class."""
-        if self.first is None or self.second is None:
-            return self
-        return dataclasses.replace(self, accumulate=accumulate)
+        if self.first is not None and self.second is not None:
+            return dataclasses.replace(self, accumulate=accumulate)
+        if accumulate not in ACCUMULATIONS:
+            mma.parse_plan(accumulate)  # a name that is none is refused here too
+        return self
 
     def casting(self, quantizer: Quantizer) -> GemmRecipe:
         """The same GEMM with both operands cast by `quantizer`, added as the backend adds."""

@@ -190,6 +190,9 @@ def test_normalised_queries_and_keys_ignore_the_scale_of_their_weights() -> None
 def test_the_norms_of_queries_and_keys_are_shared_by_heads() -> None:
     norms = dict(attention(qk_norm=True, recipe="fp32").named_parameters())
     assert norms["query_norm.weight"].shape == norms["key_norm.weight"].shape == (8,)
+    bare = attention(qk_norm=True, norm_gain=False, recipe="fp32")
+    assert bare.query_norm is not None
+    assert {name for name, _ in bare.named_parameters()} == {"qkv.weight", "out.weight"}
 
 
 def test_dropout_counts_in_training_alone() -> None:

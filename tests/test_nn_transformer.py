@@ -59,9 +59,8 @@ def test_every_option_reaches_its_module() -> None:
     assert layer.mlp.up.out_features == 80
     names = {name.removeprefix("layers.1.") for name, _ in layer.named_parameters()}
     linear = {"attention.qkv", "attention.out", "mlp.up", "mlp.gate", "mlp.down"}
-    norms = {"attention_norm", "mlp_norm"}
+    norms = {"attention_norm", "mlp_norm", "attention.query_norm", "attention.key_norm"}
     assert names == {f"{name}.{parameter}" for name in linear | norms for parameter in ("weight", "bias")}
-    assert attention.query_norm is not None
     assert {name for name, _ in model.named_parameters() if "layers" not in name} == {
         "embedding.weight",
         "norm.weight",

@@ -11,7 +11,8 @@ from fp8sim import mma
 from fp8sim.analysis.arithmetic import independent_cast
 from fp8sim.nn import Linear, TransformerConfig, TransformerDecoder
 from fp8sim.optim import grad_scaler, parameter_groups
-from fp8sim.recipes import ACCUMULATIONS, ATTENTION_OPERANDS, GEMM_OPERANDS, RECIPES, AttentionRecipe, Recipe
+from fp8sim.quantizers import parse
+from fp8sim.recipes import ACCUMULATIONS, ATTENTION_OPERANDS, GEMM_OPERANDS, RECIPES, AttentionRecipe, Recipe, uniform
 from fp8sim.simulate.matmul import GemmEvent, observe
 
 TINY = TransformerConfig(vocabulary=17, width=16, blocks=1, heads=2)
@@ -132,3 +133,22 @@ def test_a_gemm_added_in_another_way_is_noticed() -> None:
     events = step(RECIPES["fp8_naive"].adding("sm90.wgmma"))[1]
     for other in ("float32", "float32.sequential", "sm100.tcgen05"):
         assert not all(torch.equal(event.result, expected(event, other)) for event in events), other
+
+
+@pytest.mark.parametrize("name", ["bf16", "u_mup_fp8"])
+def test_a_plan_that_widens_to_a_narrower_format_is_refused_with_the_recipe(name):
+    recipe = RECIPES[name]
+    if name == "bf16":
+        with pytest.raises(ValueError, match="'triton.sm80': widen=float16 does not hold every number of bfloat16"):
+            recipe.adding("triton.sm80")
+    else:  # E4M3 and E5M2 fit into float16, and layers in bfloat16 are added as the backend adds
+        assert recipe.adding("triton.sm80").output.accumulate == "triton.sm80"
+    with pytest.raises(ValueError, match="widen=float16 does not hold every number of float32"):
+        uniform("wide", parse("float32"), parse("float32")).adding("triton.sm80")
+    assert RECIPES["fp16"].adding("triton.sm80").output.accumulate == "triton.sm80"
+
+
+def test_a_recipe_without_casts_refuses_a_name_that_is_no_plan():
+    with pytest.raises(ValueError, match="plan 'sm80'"):
+        RECIPES["fp32"].adding("sm80")
+    assert RECIPES["fp32"].adding("sm90.wgmma") == RECIPES["fp32"]

@@ -194,6 +194,15 @@ def test_the_innermost_depth_counts() -> None:
     assert described(outer)["0.weight"].depth == 2
 
 
+def test_a_slice_of_a_stack_has_the_depth_of_the_whole() -> None:
+    stack = ResidualStack(*(Block(4) for _ in range(4)))
+    part = stack[1:3]
+    assert [name for name, _ in part.named_children()] == ["1", "2"]
+    assert part[0] is stack[1]
+    assert {weight.depth for weight in described(copy.deepcopy(part)).values()} == {4}
+    assert {weight.depth for weight in described(ResidualStack(*part)).values()} == {2}
+
+
 def test_an_attribute_on_any_module_says_the_depth() -> None:
     blocks = torch.nn.ModuleList(Block(4) for _ in range(3))
     blocks.residual_depth = 12  # type: ignore[assignment]

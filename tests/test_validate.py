@@ -14,7 +14,7 @@ import torch
 from typer.testing import CliRunner
 
 import fp8sim
-from fp8sim import backends, casting, cli, validate
+from fp8sim import backends, casting, cli, recipes, validate
 from fp8sim.analysis import definitions, kernels, report, unit_scale
 from fp8sim.analysis.verdicts import Verdict
 from fp8sim.backends import Backend
@@ -367,6 +367,15 @@ def check(recipe: str, **keywords: Any) -> scaling_check.RecipeResult:
 def test_unit_scaled_fp8_holds(recipe: str, seed: int, learning_rate: float) -> None:
     result = check(recipe, seed=seed, learning_rate=learning_rate)
     assert result.verdict is Verdict.PASS, result.decisive
+
+
+def test_steps_that_loss_scaling_skips_are_in_the_result() -> None:
+    scaling = recipes.LossScaling(2.0**40, growth_interval=100, backoff=2.0**-30)
+    recipe = dataclasses.replace(RECIPES["fp16_loss_scaled"], loss_scaling=scaling)
+    result = scaling_check.check_recipe(recipe, Sequences(text.load()), steps=3, size=ModelSize(32, 1, 2))
+    assert result.skipped_steps == result.to_dict()["skipped_steps"] == [0]
+    result = scaling_check.check_recipe("bf16", Sequences(text.load()), steps=1, size=ModelSize(32, 1, 2))
+    assert result.skipped_steps == []
 
 
 @pytest.mark.full

@@ -38,6 +38,7 @@ def entry(name="unit_scaled_fp8", blocks=2, scale=1.0, decides=True):
         "recipe": recipes.parse(name).to_dict(),
         "learning_rate": 1.0,
         "losses": [4.5 - 0.01 * step for step in range(50)],
+        "skipped_steps": [],
         "verdict": "PASS",
         "decisive": {**decisive, "reason": "0.1 dB below the plateau"},
         "worst": {"sqnr": 25.4, "zeroed": 0.005, "clipped": 0.0, "cosine": 0.9966},

@@ -9,7 +9,7 @@ from fp8sim.mma.attention import parse as parse_attention_plan
 from fp8sim.mma.bounds import error_bound, float32_error_bound
 from fp8sim.mma.chains import chain
 from fp8sim.mma.evidence import CAPTURED, CATEGORIES, OUTPUTS_PER_CAPTURE, Capture, Evidence
-from fp8sim.mma.gemm import resolve
+from fp8sim.mma.gemm import check_widening, resolve
 from fp8sim.mma.models import Adder, MmaModel, Output, operand_dtype
 from fp8sim.mma.names import parse
 from fp8sim.mma.plans import PLANS, GemmPlan
@@ -33,6 +33,7 @@ __all__ = [
     "MmaModel",
     "Output",
     "chain",
+    "check_widening",
     "error_bound",
     "float32_error_bound",
     "operand_dtype",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -117,6 +118,23 @@ def _check(plan: GemmPlan, model: MmaModel, a: Operand, b: Operand, parts: int) 
             raise ValueError(f"{plan}: cuts K inside of the {model.scale_block} products that share a factor")
 
 
+@functools.cache
+def check_widening(widen: str | None, format: str) -> None:
+    """ValueError unless `widen`, a plan's, holds every number of `format`."""
+    if widen is None or widen == format:
+        return
+    bits = formats.parse(format).bits
+    if bits > 16 and formats.parse(widen).bits < bits:
+        raise _unheld(widen, format)
+    if bits <= 16:
+        codes = np.arange(1 << bits, dtype=np.uint32).astype(operand_dtype(format))
+        _widened(Operand(codes[None], format), widen)
+
+
+def _unheld(widen: str, format: str) -> ValueError:
+    return ValueError(f"widen={widen} does not hold every number of {format}")
+
+
 def _widened(x: Operand, widen: str | None) -> Operand:
     """x in another format, exactly."""
     if widen is None or widen == x.format:
@@ -126,7 +144,7 @@ def _widened(x: Operand, widen: str | None) -> Operand:
     codes = casting.encode(numbers, target, overflow=Overflow.INFINITY)
     back = casting.decode(codes, target, dtype="float32")
     if not np.array_equal(back, numbers, equal_nan=True):
-        raise ValueError(f"widen={widen} does not hold every number of {x.format}")
+        raise _unheld(widen, x.format)
     return dataclasses.replace(x, codes=codes.astype(operand_dtype(widen)), format=widen)
 
 

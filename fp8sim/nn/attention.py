@@ -68,6 +68,7 @@ class Attention(torch.nn.Module):
         rotary_base: of `rotary.rotate`; None: no positions.
         qk_norm: normalise the features of each query and key, before rotation, by a LayerNorm that the heads share
             (Wortsman et al. 2023, section 3.1.1).
+        norm_gain: whether these two norms have a gain and a bias; None: unless the recipe is unit-scaled.
         mult: on the logits; alpha_attn-softmax of u-muP.
         scale_power: logits are mult * D^-scale_power * q.k: 1 (muP, u-muP) or 1/2 (standard, muS). None: 1 if the
             recipe is unit-scaled, else 1/2.
@@ -95,6 +96,7 @@ class Attention(torch.nn.Module):
         is_causal: bool = True,
         rotary_base: float | None = 10000.0,
         qk_norm: bool = False,
+        norm_gain: bool | None = None,
         mult: float = 1.0,
         scale_power: float | None = None,
         root_softmax: bool = False,
@@ -118,8 +120,10 @@ class Attention(torch.nn.Module):
             return Linear(inputs, outputs, bias, recipe=recipe, role=role, constraint=constraint, init_std=init_std)
 
         self.qkv = layer(width, (heads + 2 * groups) * self.head_width, "attention_qkv")
-        self.query_norm = LayerNorm(self.head_width, recipe=recipe) if qk_norm else None
-        self.key_norm = LayerNorm(self.head_width, recipe=recipe) if qk_norm else None
+        self.query_norm, self.key_norm = (
+            LayerNorm(self.head_width, elementwise_affine=norm_gain, recipe=recipe) if qk_norm else None
+            for _ in range(2)
+        )
         self.out = layer(width, width, "attention_out")
 
     def forward(

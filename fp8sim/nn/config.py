@@ -38,7 +38,8 @@ class TransformerConfig:
             1/2 for standard and munit, else 1.
         expansion, activation: see `MLP`.
         norm: one of `NORMS`; None is "layer" for munit, else "rms".
-        norm_gain: whether norms have a gain; None: unless unit-scaled.
+        norm_gain: whether norms, those of queries and keys too, have a gain (and a LayerNorm a bias); None: unless
+            unit-scaled.
         bias: whether linear layers have one; the readout has none.
         dropout: share of the elements dropped from probabilities and from the end of each branch.
         alpha_attention_softmax, alpha_ffn_activation, alpha_loss_softmax: multipliers on the inputs of attention's

@@ -17,10 +17,12 @@ Names are those of the model inside its wrappers: without the `_orig_mod` of tor
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch.nn.parallel import DataParallel, DistributedDataParallel
@@ -51,12 +53,24 @@ _WRAPPER_CHILDREN = ("_orig_mod", "_checkpoint_wrapped_module")
 
 
 class ResidualStack(torch.nn.Sequential):
-    """Residual blocks, x -> block(... block(x)), whose parameters have the depth len(self)."""
+    """Residual blocks, x -> block(... block(x)), whose parameters have the depth len(self).
+
+    A slice is a part of the stack: a plain Sequential whose parameters have the depth of the whole. A stack of fewer
+    blocks is `ResidualStack(*stack[:n])`.
+    """
 
     @property
     def residual_depth(self) -> int:
         """Number of blocks."""
         return len(self)
+
+    def __getitem__(self, idx: Any) -> Any:
+        """The block of that index, or the part of that slice."""
+        if not isinstance(idx, slice):
+            return super().__getitem__(idx)
+        part = torch.nn.Sequential(OrderedDict(list(self._modules.items())[idx]))
+        part.residual_depth = self.residual_depth  # type: ignore[assignment]
+        return part
 
 
 def weights(

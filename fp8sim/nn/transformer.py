@@ -10,7 +10,9 @@
 mu-nit scaling asks for an ordinary graph: its linear layers have one factor for output and grad_input, and its sums
 none of their own in backward. What Adam-like optimizers do not see is that of unit scaling here too: the factor on
 weights' gradients, and those of loss and readout, which let gradients start at scale one (the paper says nothing of the
-scale of the loss). It does not say either whether a norm stands before the readout; here one does.
+scale of the loss). Attention and the activation keep the factors of unit scaling too; output and gradients have the
+same, so that the graph stays an ordinary one. The paper does not say either whether a norm stands before the readout;
+here one does.
 """
 
 from __future__ import annotations
@@ -204,6 +206,7 @@ def _attention(config: TransformerConfig, recipe: Recipe) -> Attention:
         key_value_heads=config.key_value_heads,
         rotary_base=config.rotary_base,
         qk_norm=config.qk_norm,
+        norm_gain=config.norm_gain,
         mult=config.alpha_attention_softmax,
         scale_power=power,
         root_softmax=config.root_softmax,

@@ -69,12 +69,16 @@ class Look:
 
 @dataclass(frozen=True)
 class RecipeResult:
-    """The outcome for one recipe: its looks, the loss of every step, and the finding that decides."""
+    """The outcome for one recipe: its looks, the loss of every step, and the finding that decides.
+
+    `skipped_steps` are those, from 0, that loss scaling skipped, since a gradient was not finite.
+    """
 
     recipe: Recipe
     learning_rate: float
     losses: list[float]
     looks: list[Look]
+    skipped_steps: list[int]
 
     @property
     def decisive(self) -> Finding:
@@ -108,6 +112,7 @@ class RecipeResult:
             "recipe": self.recipe.to_dict(),
             "learning_rate": self.learning_rate,
             "losses": self.losses,
+            "skipped_steps": self.skipped_steps,
             "verdict": self.verdict,
             "decisive": dataclasses.asdict(self.decisive),
             "worst": self.worst(),
@@ -177,10 +182,12 @@ def check_recipe(
         on_first_look(model, sequences[0])
     scaler = loop.scaler_of(model)
     looks, losses = [look(model, sequences, 0, scaler)], []
-    for loss in itertools.islice(loop.train(model, sequences, steps, rate, scaler=scaler), steps):
+    skipped: list[int] = []
+    trained = loop.train(model, sequences, steps, rate, scaler=scaler, on_skipped=skipped.append)
+    for loss in itertools.islice(trained, steps):
         losses.append(loss)
         on_step()
-    return RecipeResult(recipe, rate, losses, [*looks, look(model, sequences, steps, scaler)])
+    return RecipeResult(recipe, rate, losses, [*looks, look(model, sequences, steps, scaler)], skipped)
 
 
 def look(model: TransformerDecoder, sequences: Sequences, step: int, scaler: GradScaler | None = None) -> Look:

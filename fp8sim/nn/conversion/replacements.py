@@ -164,7 +164,7 @@ def replacement_of(module: torch.nn.Module) -> Replacement | None:
 def refusal_of(module: torch.nn.Module, replacement: Replacement, recipe: Recipe) -> str:
     """Why `module` cannot be replaced; "" if it can."""
     kind = type(module)
-    if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():  # type: ignore[misc]
+    if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
         return "its sizes are not known yet: run the model once before it is converted"
     if kind not in REPLACEMENTS:
         ancestor = next(base.__name__ for base in kind.__mro__ if base in REPLACEMENTS)
