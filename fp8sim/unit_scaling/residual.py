@@ -27,7 +27,8 @@ def residual(tau: float, convention: str = "ratio") -> ResidualScales:
     """
     if convention not in ("ratio", "share"):
         raise ValueError(f"convention={convention!r}: use 'ratio' or 'share'")
-    if not (0 <= tau <= (1 if convention == "share" else math.inf) and math.isfinite(tau)):
+    # Comparisons alone: math.isfinite of a variable cannot be compiled into a graph.
+    if not (0 <= tau < math.inf and (convention != "share" or tau <= 1)):
         allowed = "0 to 1" if convention == "share" else "a finite number, 0 or more"
         raise ValueError(f"tau={tau}: as a {convention} it is {allowed}")
     if convention == "share":
