@@ -160,6 +160,12 @@ class AttentionRecipe:
 
     Operands are in the order of `ATTENTION_OPERANDS`; `by_operand` makes all six from one quantizer for each operand.
     The default is six GEMMs in high precision, which differ from no attention part only in rounding.
+
+    Or `plan` names the fused kernel that computes all of it, casts included, as `fp8sim.scaled_dot_product_attention`
+    has it: an `AttentionPlan`'s text. The six GEMMs are then left as they are by default.
+
+    Raises:
+        ValueError: an unknown plan, or one beside GEMMs of quantized operands.
     """
 
     logits: GemmRecipe = UNQUANTIZED
@@ -168,6 +174,15 @@ class AttentionRecipe:
     mixed: GemmRecipe = UNQUANTIZED
     grad_probabilities: GemmRecipe = UNQUANTIZED
     grad_value: GemmRecipe = UNQUANTIZED
+    plan: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.plan is None:
+            return
+        object.__setattr__(self, "plan", str(mma.parse_attention_plan(self.plan)))
+        given = [name for name in ATTENTION_OPERANDS if self.gemm(name) != UNQUANTIZED]
+        if given:
+            raise ValueError(f"plan={self.plan!r} and {', '.join(given)}: a fused kernel's casts are those of its plan")
 
     @staticmethod
     def by_operand(*, accumulate: str = "native", **casts: str | Quantizer) -> AttentionRecipe:
@@ -194,17 +209,19 @@ class AttentionRecipe:
         return found
 
     def changed(self, change: Callable[[GemmRecipe], GemmRecipe]) -> AttentionRecipe:
-        """The same recipe with `change` applied to each GEMM."""
+        """The same recipe, without a plan, with `change` applied to each GEMM."""
         return AttentionRecipe(**{name: change(self.gemm(name)) for name in ATTENTION_OPERANDS})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionaries, ready for JSON or YAML; `from_dict` inverts it."""
-        return {name: self.gemm(name).to_dict() for name in ATTENTION_OPERANDS}
+        plain: dict[str, Any] = {name: self.gemm(name).to_dict() for name in ATTENTION_OPERANDS}
+        return plain if self.plan is None else {**plain, "plan": self.plan}
 
     @staticmethod
     def from_dict(plain: Mapping[str, Any]) -> AttentionRecipe:
         """The part that `to_dict` wrote. TypeError for an unknown key, ValueError for a value that is not allowed."""
-        return AttentionRecipe(**{name: GemmRecipe.from_dict(gemm) for name, gemm in plain.items()})
+        gemms = {name: GemmRecipe.from_dict(gemm) for name, gemm in plain.items() if name != "plan"}
+        return AttentionRecipe(**gemms, plan=plain.get("plan"))
 
 
 @dataclass(frozen=True)

@@ -90,8 +90,8 @@ class Recipe:
         output, grad_input, grad_weight: the three GEMMs.
         parametrization: one of `PARAMETRIZATIONS`.
         loss_scaling: read by the training loop alone.
-        attention: the six GEMMs of attention, which then computes its probabilities one by one; None: torch's fused
-            attention, in high precision.
+        attention: the six GEMMs of attention, which then computes its probabilities one by one, or the plan of a fused
+            kernel; None: torch's fused attention, in high precision.
         high_precision: roles of layers that the GEMMs above are not for; "hidden" is all of `HIDDEN_ROLES`.
         high_precision_cast: what casts all operands of those layers, such as bfloat16; None leaves them as they are.
         expected_to_hold: whether `fp8sim validate` fails when its scaling rule does not hold; baselines say False.
@@ -116,9 +116,12 @@ class Recipe:
         for role in self.high_precision:
             one_of("high_precision", role, ROLES)
         refuse_random_bits("high_precision_cast", self.high_precision_cast)
-        object.__setattr__(self, "products", None if self.attention is None else self._products(self.attention))
+        in_products = self.attention is not None and self.attention.plan is None
+        object.__setattr__(self, "products", self._products() if in_products else None)
 
-    def _products(self, attention: AttentionRecipe) -> tuple[Recipe, ...]:
+    def _products(self) -> tuple[Recipe, ...]:
+        assert self.attention is not None
+        attention = self.attention
         return tuple(
             Recipe(f"{self.name} {product}", *(attention.gemm(name) for name in gemms))  # type: ignore[arg-type]
             for product, gemms in ATTENTION_PRODUCTS.items()
@@ -128,7 +131,7 @@ class Recipe:
     def attention_products(self) -> tuple[Recipe, Recipe] | None:
         """Attention's two products as recipes of their own, q being the input and k the weight, and p and v^T.
 
-        Made once, so that compilers find finished constants. None without an attention part.
+        Made once, so that compilers find finished constants. None without an attention part, or where it has a plan.
         """
         products: tuple[Recipe, Recipe] | None = self.__dict__["products"]
         return products
@@ -154,7 +157,9 @@ class Recipe:
         Raises:
             ValueError: no such accumulation, or a plan that does not take the formats.
         """
-        return self._changed(lambda gemm: gemm.adding(accumulate))
+        changed = self._changed(lambda gemm: gemm.adding(accumulate))
+        is_fused = self.attention is not None and self.attention.plan is not None
+        return dataclasses.replace(changed, attention=self.attention) if is_fused else changed
 
     def _changed(self, change: Callable[[GemmRecipe], GemmRecipe], **other: Any) -> Recipe:
         """The same recipe with `change` applied to each GEMM, those of attention too."""

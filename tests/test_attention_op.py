@@ -9,9 +9,11 @@ import torch.utils.checkpoint
 from torch.nn import functional as F
 
 import fp8sim
-from fp8sim import backends, mma
+from fp8sim import backends, mma, recipes
 from fp8sim.mma.plans import GemmPlan
+from fp8sim.nn import Attention
 from fp8sim.ops.attention import scaled_dot_product_attention as attention
+from fp8sim.recipes import RECIPES, AttentionRecipe
 from fp8sim.simulate.attention import attention as simulated
 from fp8sim.simulate.packed_attention import attention as packed
 
@@ -204,6 +206,32 @@ def test_unit_scaled_attention_by_a_plan(recipe):
         torch.autograd.grad(output, (q, k, v), grad), torch.autograd.grad(expected, (q, k, v), grad), strict=True
     )
     assert all(relative_error(a, e) < 2.0**-7 for a, e in pairs)
+
+
+def test_a_module_computes_attention_by_the_plan_of_its_recipe():
+    part = AttentionRecipe(plan="fa3.fp8")
+    recipe = dataclasses.replace(RECIPES["u_mup_fp8"], name="fused", attention=part)
+    assert recipes.parse(str(recipe)) == recipe
+    assert recipe.attention_products is None
+    assert recipe.adding("sm90.wgmma").attention == part
+    assert recipe.without_casts().attention == AttentionRecipe()
+    torch.manual_seed(0)
+    module = Attention(64, 4, recipe=recipe)
+    x = torch.randn(2, 20, 64, requires_grad=True)
+    output = module(x)
+    (grad,) = torch.autograd.grad(output.sum(), x)
+    module.recipe = dataclasses.replace(recipe, attention=None)
+    exact = module(x)
+    assert 0 < relative_error(output, exact) < 2.0**-4
+    assert 0 < relative_error(grad, torch.autograd.grad(exact.sum(), x)[0]) < 2.0**-3
+
+
+def test_a_plan_has_no_gemms_beside_it():
+    quantized = AttentionRecipe.by_operand(query="e4m3", key="e4m3")
+    with pytest.raises(ValueError, match="plan='fa3.fp8' and logits, .*: a fused kernel's casts are those of its plan"):
+        dataclasses.replace(quantized, plan="fa3.fp8")
+    with pytest.raises(ValueError, match="attention plan 'fa5'"):
+        AttentionRecipe(plan="fa5")
 
 
 Q = torch.zeros(1, 4, 8, 16, dtype=BF16)

@@ -113,10 +113,10 @@ def scaled_dot_product_attention(
             recognised: pass True.
         plan: of a fused kernel that computes it, as `fp8sim.scaled_dot_product_attention` has it, which casts operands
             to what the plan multiplies; the factor is folded into the kernel's last multiplication. Not with a mask,
-            dropout, square roots or a recipe with an attention part. None: no such kernel.
+            dropout, square roots or GEMMs in the recipe's attention part. None: the recipe's, if it has one.
         recipe: its parametrization decides. Its attention part says how the six GEMMs are quantized and added
-            (`materialised_attention` has the details); without one they are torch's fused attention, in the dtype of
-            the operands.
+            (`materialised_attention` has the details), or names a plan; without one they are torch's fused attention,
+            in the dtype of the operands.
         name: what observers call the GEMMs of an attention part: "<name>.logits" and "<name>.mixed".
 
     Returns:
@@ -148,9 +148,11 @@ def scaled_dot_product_attention(
         )
     options: dict[str, Any] = {"scale": scale, "enable_gqa": enable_gqa}
     products = recipe.attention_products
+    if plan is None and recipe.attention is not None:
+        plan = recipe.attention.plan
     if plan is not None:
         if products is not None or root_softmax:
-            raise ValueError(f"plan={plan}: not with root_softmax or recipe {recipe.name!r} with an attention part")
+            raise ValueError(f"plan={plan}: not with root_softmax, or quantized GEMMs in recipe {recipe.name!r}")
         return fused_attention(
             query, key, value, attn_mask, dropout_p, is_causal, plan=plan, output_factor=factor, **options
         )
