@@ -22,15 +22,16 @@ class Backend:
 
     Attributes:
         op: "cast", "encode", "decode", "encode_scaled", "quantize", "matmul" (codes, with an order of additions),
-            "gemm" (by recipe), "gemm_backward" (the two of a backward pass), or fused element work: "gelu", "silu_glu"
-            and "rms_norm" with their "_backward", "cross_entropy" and "scale_rows".
+            "gemm" (by recipe), "gemm_backward" (the two of a backward pass), "attention", "attention_backward", or fused
+            element work: "gelu", "silu_glu" and "rms_norm" with their "_backward", "cross_entropy" and "scale_rows".
         name: "simulate", "triton", "triton_hardware" or "cuda".
         target: what the code runs on, in words.
         devices: torch device types it takes.
         converts: "integer arithmetic", or "hardware conversion" where an instruction does the rounding.
         contract: "bitwise", or "exact-sum": bitwise where every order of additions gives the same sum, otherwise
-            within `mma.float32_error_bound` of the exact sum; or "bound": numbers within the bound that the operation's
-            definition in `fp8sim.simulate` derives, and codes bitwise those of the numbers.
+            within `mma.float32_error_bound` of the exact sum; of attention, where exponentials are exact, too. Or
+            "bound": numbers within the bound that the operation's definition in `fp8sim.simulate` derives, and codes
+            bitwise those of the numbers.
         implementation: "module:function", imported at first use.
     """
 

@@ -199,7 +199,8 @@ class AttentionRecipe:
         for operand in casts:
             one_of("operand", operand, _OPERANDS)
         found = {operand: quantizers.parse(cast) for operand, cast in casts.items()}
-        gemms = {name: GemmRecipe(found.get(a), found.get(b)) for name, (a, b) in ATTENTION_OPERANDS.items()}
+        pairs = ATTENTION_OPERANDS.items()
+        gemms: dict[str, Any] = {name: GemmRecipe(found.get(a), found.get(b)) for name, (a, b) in pairs}
         return AttentionRecipe(**gemms).changed(lambda gemm: gemm.adding(accumulate))
 
     def gemm(self, name: str) -> GemmRecipe:
@@ -210,7 +211,8 @@ class AttentionRecipe:
 
     def changed(self, change: Callable[[GemmRecipe], GemmRecipe]) -> AttentionRecipe:
         """The same recipe, without a plan, with `change` applied to each GEMM."""
-        return AttentionRecipe(**{name: change(self.gemm(name)) for name in ATTENTION_OPERANDS})
+        gemms: dict[str, Any] = {name: change(self.gemm(name)) for name in ATTENTION_OPERANDS}
+        return AttentionRecipe(**gemms)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionaries, ready for JSON or YAML; `from_dict` inverts it."""
@@ -220,7 +222,7 @@ class AttentionRecipe:
     @staticmethod
     def from_dict(plain: Mapping[str, Any]) -> AttentionRecipe:
         """The part that `to_dict` wrote. TypeError for an unknown key, ValueError for a value that is not allowed."""
-        gemms = {name: GemmRecipe.from_dict(gemm) for name, gemm in plain.items() if name != "plan"}
+        gemms: dict[str, Any] = {name: GemmRecipe.from_dict(gemm) for name, gemm in plain.items() if name != "plan"}
         return AttentionRecipe(**gemms, plan=plain.get("plan"))
 
 

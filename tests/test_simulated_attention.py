@@ -120,6 +120,36 @@ def test_factors_of_query_and_key_multiply_the_scale():
     assert torch.equal(one.output, other.output)
 
 
+def test_a_factor_of_the_output_joins_that_of_the_values():
+    q, k, v = integer_logits(5, 40, 3, 1)
+    plan = AttentionPlan(p_format="bf16", **FLOAT32_SUMS)
+    one = attention(q, k, v, plan=plan, scale=LN2, value_scale_inv=0.3 * 1.7)
+    other = attention(q, k, v, plan=plan, scale=LN2, value_scale_inv=0.3, output_factor=1.7)
+    assert torch.equal(one.output, other.output)
+
+
+@pytest.mark.parametrize(("length", "keys"), [(5, 12), (12, 5)])
+@pytest.mark.parametrize("window", [None, 3])
+def test_masks_aligned_to_the_last_key(length, keys, window):
+    """Query i stands at key i + S - L; queries that stand before the first key see none."""
+    q, k, v = integer_logits(length, keys, 3, 1)
+    position, key = torch.arange(length)[:, None] + keys - length, torch.arange(keys)[None]
+    seen = (key <= position) & (key > position - (window or keys))
+    plan = AttentionPlan(p_format="bf16", block=4, **FLOAT32_SUMS)
+    actual = attention(q, k, v, plan=plan, scale=LN2, is_causal=True, window=window, lower_right=True)
+    expected = attention(q, k, v, plan=plan, scale=LN2, attn_mask=seen)
+    assert torch.equal(actual.output, expected.output)
+    assert torch.equal(actual.lse.isposinf(), ~seen.any(1)[None])
+
+
+@pytest.mark.parametrize("choice", [{}, {"p_offset": 8.0}, {"p_offset": 3.0, "rescale_above": 4.0}], ids=str)
+def test_logarithms_of_denominators_do_not_depend_on_offset_and_maximum(choice):
+    q, k, v = integer_logits(21, 21, 3, 0)
+    lse = attention(q, k, v, plan=AttentionPlan(block=8, p_format="bf16", **choice, **FLOAT32_SUMS), scale=LN2).lse
+    logits = q.double() @ k.double().mT
+    torch.testing.assert_close(lse.double(), logits.mul(LN2).logsumexp(-1) / LN2, rtol=2.0**-22, atol=2.0**-22)
+
+
 @pytest.mark.parametrize("reciprocal", [False, True])
 def test_the_last_division(reciprocal):
     q, k, v = torch.zeros(1, 1, 8).to(BF16), torch.zeros(1, 3, 8).to(BF16), torch.zeros(1, 3, 200).to(BF16)
