@@ -59,6 +59,17 @@ def test_output_and_gradients_are_torchs_up_to_the_casts(backend, plan, is_causa
     assert all(relative_error(a, e) < backward for a, e in zip(actual, exact, strict=True))
 
 
+def test_the_backward_pass_may_multiply_fp8(backend):
+    tensors = operands(groups=4)
+    grad = torch.randn(2, 4, 40, 32, generator=torch.Generator().manual_seed(9))
+    results = []
+    for fp8 in (False, True):
+        output = attention(*tensors, plan="fa3.fp8", fp8_backward=fp8)
+        results.append(torch.autograd.grad(output, tensors, grad))
+    # E5M2 errs by up to 2^-3 of a term, and terms err independently.
+    assert all(0 < relative_error(b, a) < 2.0**-3 for a, b in zip(*results, strict=True))
+
+
 def test_operands_are_cast_divided_by_their_factors():
     q, k, v = operands()
     factors = {"query_scale_inv": 0.25, "key_scale_inv": 2.0, "value_scale_inv": 0.3}

@@ -451,7 +451,7 @@ REFUSED = {
         {"p_offset": 9.0, "p_overflow": Overflow.NAN},
         "p_overflow=NAN .* p_overflow=SATURATE where a probability can exceed",
     ),
-    "instruction": (E4M3, (8, 0), {}, "logits=sm90.wgmma, mixed=sm90.wgmma .* logits=sm80.mma;widen=float16"),
+    "instruction": (E4M3, (8, 0), {}, "logits=sm90.wgmma, mixed=sm90.wgmma .* logits=triton.sm80"),
 }
 
 
@@ -461,6 +461,20 @@ def test_plans_that_the_kernel_does_not_follow_are_refused(case):
     base = AttentionPlan(block=64, p_offset=8.0) if capability == (8, 0) else plan_of((dtype,) * 3, (9, 0), 128)
     with pytest.raises(ValueError, match=message):
         plan_of((dtype,) * 3, capability, 128, dataclasses.replace(base, **change))
+
+
+@pytest.mark.parametrize(
+    ("length", "expected"),
+    [(1, (64, False)), (64, (64, False)), (100, (128, False)), (511, (128, False)), (512, (128, True))],
+)
+def test_the_configuration_suits_the_number_of_queries(monkeypatch, length, expected):
+    monkeypatch.setattr(interpreter, "is_enabled", lambda: False)
+    q, v = (torch.zeros(1, 1, rows, 128, dtype=E4M3) for rows in (length, 4096))
+    plan = plan_of((E4M3,) * 3, (9, 0), 128)
+    config = kernels._config(None, plan, q, v, (9, 0))
+    assert (config.block_m, config.transposes, config.block_n) == (*expected, plan.block)
+    wide = torch.zeros(1, 1, 1, 256, dtype=BF16)
+    assert kernels._config(None, plan_of((BF16,) * 3, (8, 0), 256), wide, wide, (8, 0)).block_m == 64
 
 
 def test_an_overflow_policy_that_no_probability_needs_is_followed():

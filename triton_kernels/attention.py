@@ -81,11 +81,21 @@ def configs(element_size: int, capability: Capability, width: int) -> list[Confi
 
 
 _HOPPER_CONFIGS = {
-    (2, 64): [Config(128, 128, num_stages=3), Config(128, 64, num_stages=3), Config(64, 64, 4, 3)],
-    (2, 128): [Config(128, 128), Config(128, 64, num_stages=3), Config(64, 64, 4)],
+    (2, 64): [Config(128, 128, num_stages=3), Config(64, 128, 4, 3), Config(128, 64, num_stages=3)],
+    (2, 128): [Config(128, 128), Config(64, 128, 4), Config(128, 64, num_stages=3)],
     (2, 256): [Config(128, 64), Config(128, 32, num_stages=3)],
-    (1, 64): [Config(128, 128, num_stages=3, transposes=True), Config(128, 128, num_stages=3), Config(64, 64, 4, 3)],
-    (1, 128): [Config(128, 128, num_stages=3, transposes=True), Config(128, 128, num_stages=3), Config(64, 64, 4, 3)],
+    (1, 64): [
+        Config(128, 128, num_stages=3, transposes=True),
+        Config(128, 128, num_stages=3),
+        Config(64, 128, 4, 3),
+        Config(64, 64, 4, 3),
+    ],
+    (1, 128): [
+        Config(128, 128, num_stages=3, transposes=True),
+        Config(128, 128, num_stages=3),
+        Config(64, 128, 4, 3),
+        Config(64, 64, 4, 3),
+    ],
     (1, 256): [Config(128, 64, transposes=True), Config(128, 64), Config(128, 128)],
 }
 """By the operands' element size and the padded width of a head."""
@@ -99,6 +109,9 @@ _AMPERE_CONFIGS = {
 
 _INTERPRETED_QUERIES = 256
 """Few, large programs: the interpreter takes milliseconds for each whatever its size."""
+
+_FEW_QUERIES = 512
+"""Below, transposing values in memory costs more than transposing tiles of them in every program."""
 
 
 def plan_of(
@@ -238,7 +251,10 @@ def attention(
     capability = products.capability_of(query)
     features = value.shape[-1]
     order = plan_of((query.dtype, key.dtype, value.dtype), capability, max(width, features), plan)
-    config = _config(config, order, value, capability, max(width, features), packed is not None)
+    config = _config(config, order, query, value, capability)
+    if packed is not None:
+        # Sequences begin anywhere, and a descriptor's contiguous axis is read from multiples of 16 bytes.
+        config = dataclasses.replace(config, transposes=False)
     dtype = dtype or (query.dtype if query.dtype in _FLOAT16 else torch.bfloat16)
     make = torch.empty if packed is None else torch.zeros
     out = make((batch, heads, length, features), dtype=dtype, device=query.device)
@@ -345,23 +361,21 @@ def _cast(plan: AttentionPlan, capability: Capability) -> _Cast:
 
 
 def _config(
-    given: Config | None,
-    plan: AttentionPlan,
-    value: torch.Tensor,
-    capability: Capability,
-    width: int,
-    packed: bool,
+    given: Config | None, plan: AttentionPlan, query: torch.Tensor, value: torch.Tensor, capability: Capability
 ) -> Config:
-    """The first configuration with the plan's block."""
-    if given is None:
-        offered = configs(value.element_size(), capability, width)
-        given = next(config for config in offered if config.block_n == plan.block)
-        if interpreter.is_enabled():
-            given = dataclasses.replace(given, block_m=_INTERPRETED_QUERIES)
-    elif given.block_n != plan.block:
-        raise ValueError(f"config.block_n={given.block_n}: the plan's block is {plan.block}")
-    # Sequences begin anywhere, and a descriptor's contiguous axis is read from multiples of 16 bytes.
-    return dataclasses.replace(given, transposes=False) if packed else given
+    """The first configuration with the plan's block that suits the number of queries."""
+    if given is not None:
+        if given.block_n != plan.block:
+            raise ValueError(f"config.block_n={given.block_n}: the plan's block is {plan.block}")
+        return given
+    length, width = query.shape[2], max(query.shape[3], value.shape[3])
+    offered = [config for config in configs(value.element_size(), capability, width) if config.block_n == plan.block]
+    if interpreter.is_enabled():
+        return dataclasses.replace(offered[0], block_m=_INTERPRETED_QUERIES)
+    if length < _FEW_QUERIES:
+        offered = [config for config in offered if not config.transposes]
+    narrow = [config for config in offered if length <= config.block_m]
+    return min(narrow, key=lambda config: config.block_m) if narrow else offered[0]
 
 
 def _descriptor(x: torch.Tensor, rows: int, columns: int) -> TensorDescriptor:
