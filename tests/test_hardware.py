@@ -480,3 +480,31 @@ def test_powers_of_two_of_integers_are_exact():
     v = torch.eye(125, dtype=torch.bfloat16)[None, None]
     output, _ = kernels.attention(q.cuda(), k.cuda(), v.cuda(), scale=math.log(2), dtype=torch.float32)
     assert torch.equal(output[0, 0, 0].cpu(), torch.exp2(-torch.arange(125.0)) * output[0, 0, 0, 0].cpu())
+
+
+# The backward pass of attention: `test_triton_attention_backward` runs on the device, too.
+
+
+@pytest.mark.parametrize("width", [64, 128, 256])
+@pytest.mark.parametrize(("dtype", "fp8"), [("bfloat16", False), ("float16", False), ("float8_e4m3fn", True)])
+def test_gradients_of_attention_have_the_bits_of_their_plan(dtype, fp8, width):
+    """The tiles of the default configuration, whole and ragged, many programs at once; twice, for the same bits."""
+    kernels = pytest.importorskip("fp8sim.triton_kernels.attention_backward")
+    from attention_gradients import LN2, exact_inputs
+
+    from fp8sim.simulate.attention_backward import attention_backward as simulated
+
+    capability = torch.cuda.get_device_capability()
+    if fp8 and capability != (9, 0):
+        pytest.skip("FP8 products need compute capability 9.0")
+    plan = kernels.plan_of(getattr(torch, dtype), capability, fp8=fp8)
+    options = {"scale": LN2, "is_causal": True, "dtype": torch.float32, "fp8": fp8}
+    if fp8:
+        options |= {"grad_output_scale": 2.0, "grad_logits_scale": 4.0}
+    for rows in (512, 333):
+        inputs = exact_inputs([getattr(torch, dtype)] * 3, heads=4, groups=2, length=rows, keys=rows, width=width)
+        sent = [x.cuda() for x in inputs]
+        first, second = (kernels.attention_backward(*sent, **options) for _ in range(2))
+        for one, other, expected in zip(first, second, simulated(*inputs, plan=plan, **options), strict=True):
+            assert torch.equal(*bits_of_both(one, other))
+            assert torch.equal(*bits_of_both(one, expected))

@@ -163,7 +163,7 @@ def test_random_data_within_the_bound(dtype, fp8, mask):
 )
 def test_odd_sizes(length, keys, width, features):
     """With the tiles of the default configuration."""
-    inputs, parts = random_inputs(E4M3, length, keys, width, features)
+    inputs, parts = random_inputs(E4M3, length, keys, width, features, heads=1)
     for fp8 in FP8_HERE:
         assert_within_bounds(inputs, parts, fp8, config=None)
 
@@ -243,9 +243,9 @@ def test_any_strides(layout, rows):
 
 def test_an_expanded_gradient():
     """As `output.sum().backward()` passes it: one element for all."""
-    inputs = exact_inputs((BF16,) * 3)
+    inputs = exact_inputs((BF16,) * 3, length=20, keys=20)
     one = torch.ones((), dtype=BF16)
-    for grad in (one.expand(1, 2, 130, 64), torch.ones(130, 64, dtype=BF16).expand(1, 2, 130, 64)):
+    for grad in (one.expand(1, 2, 20, 64), torch.ones(20, 64, dtype=BF16).expand(1, 2, 20, 64)):
         expected = on_device(grad.contiguous(), *inputs[1:], config=SMALL)
         assert all(map(same_bits, on_device(grad, *inputs[1:], config=SMALL), expected))
 
@@ -253,9 +253,9 @@ def test_an_expanded_gradient():
 @pytest.mark.parametrize("fp8", FP8_HERE)
 def test_nothing_is_written_outside_and_everything_inside(fp8):
     inputs = exact_inputs((E4M3,) * 3, heads=4, groups=2, length=70, keys=90, width=40, features=48)
-    expected = on_device(*inputs, fp8=fp8)
+    expected = on_device(*inputs, fp8=fp8, config=SMALL)
     with poisoned_outputs():
-        actual = on_device(*inputs, fp8=fp8)
+        actual = on_device(*inputs, fp8=fp8, config=SMALL)
     assert all(map(same_bits, actual, expected))
 
 

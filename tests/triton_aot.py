@@ -306,6 +306,7 @@ def define_backwards(capability: int, dtype: torch.dtype, width: int) -> None:
     cases: dict[str, dict[str, Any]] = {
         "": {"is_causal": True},
         ", everything seen": {},
+        ", shared": {"is_causal": True, "groups": 2},
         ", window": {"window": 256, "lower_right": True},
         ", ragged": {"is_causal": True, "length": 4001},
         ", ragged, window": {"window": 256, "length": 4001},
@@ -317,10 +318,16 @@ def define_backwards(capability: int, dtype: torch.dtype, width: int) -> None:
 
 
 def differentiate(
-    dtype: torch.dtype, width: int, *, length: int = 4096, starts: torch.Tensor | None = None, **options: Any
+    dtype: torch.dtype,
+    width: int,
+    *,
+    length: int = 4096,
+    groups: int = 8,
+    starts: torch.Tensor | None = None,
+    **options: Any,
 ) -> object:
     """The backward pass of an attention of empty operands, as it is launched on a device."""
-    q, k, v = (torch.empty(1, 8, length, width, dtype=dtype) for _ in range(3))
+    q, k, v = (torch.empty(1, heads, length, width, dtype=dtype) for heads in (8, groups, groups))
     grad, lse = torch.empty(1, 8, length, width, dtype=torch.bfloat16), torch.empty(1, 8, length)
     if dtype.itemsize == 1:
         options |= {"fp8": True, "grad_output_scale": 1.0, "grad_logits_scale": 1.0}

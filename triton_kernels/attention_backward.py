@@ -96,8 +96,8 @@ _HOPPER_RAGGED = {
 
 _AMPERE = {
     64: Config(Tile(64, 64, 8, 2), Tile(64, 64, 8, 2)),
-    128: Config(Tile(64, 64, 8, 2), Tile(64, 64, 8, 2)),
-    256: Config(Tile(64, 16, 8, 2), Tile(64, 32, 8, 2)),
+    128: Config(Tile(64, 32, 8, 2), Tile(64, 64, 8, 2)),
+    256: Config(Tile(32, 32, 8, 2), Tile(64, 32, 8, 2)),
 }
 
 

@@ -118,14 +118,11 @@ def over_queries_kernel(
     # One loop over heads and blocks: in a nested one, ptxas makes the tensor cores wait for each product.
     per_head = (end - begin) // QUERIES
     for step in range(per_head * SHARED):
-        if SHARED == 1:
-            head, first_row = group, begin + step * QUERIES
-        else:
-            head, first_row = group * SHARED + step // per_head, begin + step % per_head * QUERIES
+        head, first_row = group * SHARED + step // per_head, begin + step % per_head * QUERIES
         x, row, column = _head(query, batch, head, strides[0], q_start, LOADS)
         q = _tile(x, row, column, first_row, L_here, D, QUERIES, BLOCK_D, LOADS)
         rows = first_row + tl.arange(0, QUERIES)
-        at = (batch * G * SHARED + head) * L + q_start
+        at = ((batch * G * SHARED + head) * L + q_start).to(tl.int32)
         # Rows that do not exist get the probabilities of those that see nothing: zero.
         lse = _of_rows(lse_ptr + at, rows, L_here, float("inf"), LOADS)
         p = tl.exp2(tl.fma(tl.dot(k, q.T), factors[0], (P_OFFSET - lse)[None, :]))
