@@ -6,6 +6,8 @@
 from fp8sim.mma.architectures import ARCHITECTURES, MODELS, Architecture, Instruction
 from fp8sim.mma.attention import ATTENTION_PLANS, AttentionPlan
 from fp8sim.mma.attention import parse as parse_attention_plan
+from fp8sim.mma.attention_backward import ATTENTION_BACKWARD_PLANS, AttentionBackwardPlan
+from fp8sim.mma.attention_backward import parse as parse_attention_backward_plan
 from fp8sim.mma.bounds import error_bound, float32_error_bound
 from fp8sim.mma.chains import chain
 from fp8sim.mma.evidence import CAPTURED, CATEGORIES, OUTPUTS_PER_CAPTURE, Capture, Evidence
@@ -17,6 +19,7 @@ from fp8sim.mma.plans import parse as parse_plan
 
 __all__ = [
     "ARCHITECTURES",
+    "ATTENTION_BACKWARD_PLANS",
     "ATTENTION_PLANS",
     "CAPTURED",
     "CATEGORIES",
@@ -25,6 +28,7 @@ __all__ = [
     "PLANS",
     "Adder",
     "Architecture",
+    "AttentionBackwardPlan",
     "AttentionPlan",
     "Capture",
     "Evidence",
@@ -38,6 +42,7 @@ __all__ = [
     "float32_error_bound",
     "operand_dtype",
     "parse",
+    "parse_attention_backward_plan",
     "parse_attention_plan",
     "parse_plan",
     "resolve",
