@@ -24,6 +24,9 @@ REGISTERS = {
     "sm_80 attention backward over queries bfloat16 128": 188,
     "sm_80 cast float32 to e4m3": 30,
     "sm_80 decode e4m3 to bfloat16": 26,
+    "sm_80 element rms_norm": 78,
+    "sm_80 element rms_norm_backward": 100,
+    "sm_80 element silu_glu_backward": 117,
     "sm_80 encode float32 to e2m1, stochastic": 32,
     "sm_80 encode_scaled e4m3": 46,
     "sm_80 encode_scaled e4m3, transposed": 64,
@@ -45,11 +48,20 @@ REGISTERS = {
     "sm_90 attention backward over queries e4m3 128": 226,
     "sm_90 cast bfloat16 to e4m3": 31,
     "sm_90 cast float32 to e4m3": 28,
+    "sm_90 element gelu, transposed": 96,
+    "sm_90 element rms_norm": 80,
+    "sm_90 element rms_norm_backward": 115,
+    "sm_90 element silu_glu": 80,
     "sm_90 encode float32 to e2m1, stochastic": 32,
     "sm_90 encode_scaled e4m3": 46,
     "sm_90 encode_scaled e4m3, transposed": 64,
+    "sm_90 hardware element rms_norm": 56,
+    "sm_90 hardware element rms_norm, transposed": 79,
+    "sm_90 hardware element silu_glu": 56,
+    "sm_90 hardware element silu_glu_backward, transposed": 127,
     "sm_90 hardware encode_scaled": 64,
     "sm_90 hardware quantize fp8_1x128": 55,
+    "sm_90 loss cross_entropy": 64,
     "sm_90 matmul bfloat16 x bfloat16": 166,
     "sm_90 matmul e4m3 x e4m3": 166,
     "sm_90 matmul e4m3 x e4m3, blocks": 168,
@@ -157,6 +169,8 @@ def check_machine_code(name, report):
     assert report["shared"] <= SHARED_MEMORY[architecture]
     if kernel.startswith("matmul") and not kernel.endswith("merge"):
         check_products(architecture, kernel, report["opcodes"])
+    elif "element" in kernel or kernel.startswith("loss"):
+        check_element_work(kernel, report, families)
     elif kernel.startswith("attention backward"):
         check_backward(architecture, kernel, report["opcodes"])
     elif kernel.startswith("attention"):
@@ -197,6 +211,20 @@ def check_backward(architecture, kernel, opcodes):
 def check_conversion(opcodes):
     assert any(opcode.startswith("F2FP") and "E4M3" in opcode for opcode in opcodes), f"no F2FP in {sorted(opcodes)}"
     check_memory(opcodes)
+
+
+def check_element_work(kernel, report, families):
+    """Whole vectors of elements are read, and eight codes written, at a time; what else moves belongs to a row."""
+    opcodes = report["opcodes"]
+    narrow = {o: n for o, n in opcodes.items() if o.startswith(("LDG.E", "STG.E")) and not o.endswith(".128")}
+    assert opcodes["LDG.E.128"] >= 4, f"loads are {opcodes}"
+    assert sum(narrow.values()) <= 11, f"narrow loads and stores are {narrow}"
+    converts = any(o.startswith("F2FP") and re.search("E4M3|E5M2", o) for o in opcodes)
+    assert converts == (kernel.startswith("hardware") and "numbers" not in kernel)
+    if "glu" in kernel or "gelu" in kernel:
+        # 32 elements per thread and two functions of each, at most; were tiles computed twice, it would be four.
+        assert families["MUFU"] <= 72, f"{families['MUFU']} of 64 expected"
+    assert "div." not in report["ptx"], "a quotient takes eight instructions"
 
 
 def check_integer_arithmetic(name, report, families):
