@@ -20,11 +20,13 @@ from fp8sim.analysis.verdicts import Verdict
 from fp8sim.backends import Backend
 from fp8sim.compare import Comparison
 from fp8sim.formats import parse
+from fp8sim.mma import GemmPlan
 from fp8sim.ops import matmul as ops
 from fp8sim.quantizers import Quantizer
 from fp8sim.recipes import GEMM_OPERANDS, RECIPES
 from fp8sim.rounding import Overflow, Rounding
 from fp8sim.simulate import matmul as simulate
+from fp8sim.simulate import tensor_core
 from fp8sim.simulate.scale import scale_bwd
 from fp8sim.training import scaling_check, text
 from fp8sim.training.model import ModelSize, build_model
@@ -253,6 +255,13 @@ def _transposed(a: torch.Tensor, b: torch.Tensor, **keywords: Any) -> torch.Tens
     return simulate.gemm(a, b, **keywords)
 
 
+def _weight_transposed(*operands: torch.Tensor, **keywords: Any) -> tuple[torch.Tensor, ...]:
+    grad_input, grad_weight = simulate.gemm_backward(*operands, **keywords)
+    return grad_input, grad_weight.mT
+
+
+PROMOTED = GemmPlan("sm90.wgmma", flush=128, block_k=128)
+
 KERNEL_FAULTS: dict[str, tuple[str, Callable[..., torch.Tensor]]] = {
     "low bits cleared": ("cast", _clears_low_bits),
     "no cast": ("gemm", lambda a, b, quantizers, **kw: simulate.gemm(a, b, **kw)),
@@ -267,13 +276,25 @@ KERNEL_FAULTS: dict[str, tuple[str, Callable[..., torch.Tensor]]] = {
     "NaN to zero": ("gemm", _nan_to_zero),
     "transposed operand": ("gemm", _transposed),
     "factor": ("gemm", lambda a, b, scale, **kw: simulate.gemm(a, b, scale=scale * 2**0.5, **kw)),
+    "another order": ("matmul", lambda a, b, plan, **kw: tensor_core.matmul(a, b, plan=PROMOTED, **kw)),
+    "another factor": (
+        "matmul",
+        lambda a, b, a_scale_inv, b_scale_inv, **kw: tensor_core.matmul(
+            a, b, a_scale_inv=a_scale_inv * 2, b_scale_inv=b_scale_inv / 2 + 1e-7, **kw
+        ),
+    ),
+    "gradient of the weight transposed": ("gemm_backward", _weight_transposed),
+    "scales swapped": (
+        "gemm_backward",
+        lambda grad, a, b, scales, **kw: simulate.gemm_backward(grad, a, b, scales=scales[::-1], **kw),
+    ),
 }
 
 
 @pytest.mark.parametrize("fault", KERNEL_FAULTS)
 def test_a_fault_planted_into_a_kernel_is_a_mismatch(fault: str) -> None:
     op, function = KERNEL_FAULTS[fault]
-    check = {"cast": kernels.check_cast, "gemm": kernels.check_gemm}[op]
+    check = kernels._CHECKS[op][1]
 
     class Planted(Backend):
         def load(self) -> Callable[..., torch.Tensor]:

@@ -97,8 +97,8 @@ def _multiplied(left: _Operand, right: _Operand, scale: float, accumulate: str, 
     if accumulate != "native":
         blocks = any(is_of_blocks(factor, x) for x, factor in (left, right))
         options = options_of_plan(left[0], right[0], accumulate, blocks=blocks)
-    factors = {"a_scale_inv": left[1], "b_scale_inv": right[1]}
-    return matmul(left[0], right[0], scale=scale, out_dtype=dtype, **factors, **options)
+    (a, a_factor), (b, b_factor) = left, right
+    return matmul(a, b, scale=scale, a_scale_inv=a_factor, b_scale_inv=b_factor, out_dtype=dtype, **options)
 
 
 def _operand(x: torch.Tensor, quantizer: Quantizer | None, what: str) -> _Operand:
@@ -138,8 +138,9 @@ def _both_ways(x: torch.Tensor, quantizer: Quantizer | None, what: str) -> tuple
 
 def _codes(x: torch.Tensor, quantizer: Quantizer, transpose: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
     """Codes of x [..., R, C], and [..., C, R] of its transpose if wanted, from one pass over memory."""
-    policy = {"rounding": quantizer.rounding, "overflow": quantizer.overflow}
-    codes, transposed, _ = encode_scaled(x, quantizer.format, transpose=transpose, **policy)
+    codes, transposed, _ = encode_scaled(
+        x, quantizer.format, transpose=transpose, rounding=quantizer.rounding, overflow=quantizer.overflow
+    )
     dtype = DTYPES[quantizer.format]
     return codes.view(dtype), codes if transposed is None else transposed.view(dtype)
 

@@ -177,7 +177,7 @@ def _slug(name: str) -> str:
 
 def _plain(choice: Any) -> Any:
     """A configuration as JSON has it."""
-    return dataclasses.asdict(choice) if dataclasses.is_dataclass(choice) else choice
+    return choice if isinstance(choice, int | str) else dataclasses.asdict(choice)
 
 
 def _read(path: Path) -> dict[str, dict[str, Any]]:

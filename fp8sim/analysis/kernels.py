@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
+import numpy as np
 import torch
 
 from fp8sim import mma, quantizers
@@ -132,6 +135,64 @@ def _within_bound(formats: str, actual: torch.Tensor, a: torch.Tensor, b: torch.
     return total + within(what, actual[numbers], exact[numbers], mma.float32_error_bound(a, b, scale=0.3)[numbers])
 
 
+def check_matmul(backend: Backend, device: str, elements: int) -> Comparison:
+    """Products of random codes with factors of rows, in the order that the kernel states for this device: every bit.
+
+    In the interpreter the tensor core's instruction is the simulator's model of it; how the kernel strings instructions
+    together, and what it does before and after, is the kernel's own. A device whose order is not known is not compared.
+    """
+    from fp8sim.triton_kernels import matmul as kernels
+
+    m, n, k = GEMM_SIZE
+    generator = torch.Generator().manual_seed(0)
+    total = NOTHING
+    for names in (("float8_e4m3fn", "float8_e4m3fn"), ("float8_e5m2", "float8_e4m3fn"), ("bfloat16", "bfloat16")):
+        dtypes = [getattr(torch, name) for name in names]
+        a, b = (torch.randn(rows, k, generator=generator).to(t) for rows, t in zip((m, n), dtypes, strict=True))
+        factors = [torch.rand(rows, generator=generator) + 0.5 for rows in (m, n)]
+        try:
+            plan = kernels.plan_of(dtypes[0], kernels.capability_of(a.to(device)))
+        except ValueError as error:
+            return Comparison(0, 0, str(error))
+        simulate, options = backend_row("matmul", "simulate").load(), {"plan": plan, "output": "bfloat16"}
+        expected = simulate(a, b.mT, a_scale_inv=factors[0], b_scale_inv=factors[1], **options)
+        left, right, *sent = (x.to(device) for x in (a, b, *factors))
+        with _modelled(plan, names) if device == "cpu" else contextlib.nullcontext():
+            actual = backend.load()(left, right.mT, a_scale_inv=sent[0], b_scale_inv=sent[1], **options)
+        total += bitwise(f"matmul {' x '.join(names)}", actual.cpu(), torch.as_tensor(expected))
+    return total
+
+
+def _modelled(plan: mma.GemmPlan, names: tuple[str, str]) -> contextlib.AbstractContextManager[None]:
+    """In the interpreter, `tl.dot` by the simulator's model of the instruction."""
+    from fp8sim.triton_kernels import interpreter
+
+    model = mma.resolve(plan, *names)
+
+    def codes(values: Any, name: str) -> Any:
+        typed = torch.from_numpy(np.ascontiguousarray(values)).to(getattr(torch, name))
+        return typed.view(torch.uint8 if typed.element_size() == 1 else torch.uint16).numpy()
+
+    def dot(a: Any, b: Any, c: Any, imprecise: int) -> Any:
+        return mma.chain(codes(a.values, names[0]), codes(b.values.T, names[1]), np.ascontiguousarray(c), model=model)
+
+    return interpreter.use_dot(dot)
+
+
+def check_gemm_backward(backend: Backend, device: str, elements: int) -> Comparison:
+    """Both products of a backward pass with ragged sizes: exact sums, bit for bit."""
+    m, n, k = GEMM_SIZE
+    generator = torch.Generator().manual_seed(0)
+    (grad, weight), (a, _) = exact_sum_operands(m, k, n, generator), exact_sum_operands(m, n, k, generator)
+    b = weight.T
+    casts = tuple(map(quantizers.parse, ("e5m2", "e4m3", "e4m3")))
+    options = {"quantizers": casts, "scales": (0.5, 0.25), "accumulate": ("native",) * 2, "dtypes": (None,) * 2}
+    found = backend.load()(grad.to(device), a.to(device), b.to(device), **options)
+    exact = (grad.double() @ b.double().T * 0.5).float(), (grad.double().T @ a.double() * 0.25).float()
+    names = ("gradient of the input", "gradient of the weight")
+    return sum((bitwise(what, x.cpu(), y) for what, x, y in zip(names, found, exact, strict=True)), NOTHING)
+
+
 def exact_sum_operands(m: int, n: int, k: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
     """a [M, K], b [K, N] of {-1, 0, 1} times powers of two, whose sums of products are exact in any order."""
 
@@ -146,6 +207,8 @@ _CHECKS: dict[str, tuple[str, Callable[[Backend, str, int], Comparison]]] = {
     "cast": ("e4m3", check_cast),
     "encode_scaled": ("e4m3, e5m2", check_encode_scaled),
     "quantize": ("mx, nvfp4, block, row, tensor", check_quantize),
+    "matmul": ("by plan", check_matmul),
     "gemm": ("e4m3, e5m2", check_gemm),
+    "gemm_backward": ("e5m2", check_gemm_backward),
 }
 """Operation: what its row is called after the kernel's name, and its check."""
