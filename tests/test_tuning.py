@@ -106,10 +106,17 @@ def operands(m, n, k, dtype):
     return (torch.randint(-4, 5, (rows, k), generator=g).float().to(dtype).to(DEVICE) for rows in (m, n))
 
 
+@pytest.mark.skipif(DEVICE == "cuda", reason="the capability is pretended")
+@pytest.mark.parametrize(
+    ("dtype", "capability", "block_k"), [(torch.float8_e4m3fn, (9, 0), 128), (torch.bfloat16, (8, 0), 64)], ids=str
+)
 @pytest.mark.parametrize("options", [{}, {"split_k": 3}, {"fast_accumulation": False}], ids=str)
-def test_a_product_is_launched_as_measured_with_the_same_bits(tmp_path, options, monkeypatch):
-    a, b = operands(70, 90, 400, torch.float8_e4m3fn)
-    monkeypatch.setattr(kernels, "_INTERPRETED", Config(64, 64, 128))
+def test_a_product_is_launched_as_measured_with_the_same_bits(
+    tmp_path, dtype, capability, block_k, options, monkeypatch
+):
+    a, b = operands(70, 90, 400, dtype)
+    monkeypatch.setattr(kernels, "capability_of", lambda x: capability)
+    monkeypatch.setattr(kernels, "_INTERPRETED", Config(64, 64, block_k))
     expected = kernels.matmul(a, b, **options)
     ran = []
     run = kernels._Launch.run

@@ -42,6 +42,19 @@ from fp8sim.triton_kernels.matmul_kernel import (
 )
 from fp8sim.triton_kernels.requirements import HOPPER, Capability, require
 
+__all__ = [
+    "HOPPER",
+    "PROMOTION",
+    "Capability",
+    "Config",
+    "Factors",
+    "capability_of",
+    "is_of_blocks",
+    "matmul",
+    "plan_for",
+    "plan_of",
+]
+
 _INTERPRETED = Config(256, 256, 256)
 """Few, large programs: the interpreter takes milliseconds for each whatever its size."""
 
