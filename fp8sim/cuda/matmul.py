@@ -110,8 +110,9 @@ def plan_of(dtype: torch.dtype, capability: Capability, *, fast_accumulation: bo
     """
     fp8 = dtype in _FLOAT8
     if capability == HOPPER:
-        promoted = fp8 and not fast_accumulation
-        return GemmPlan("sm90.wgmma", **({"flush": PROMOTION, "block_k": PROMOTION} if promoted else {}))
+        if fp8 and not fast_accumulation:
+            return GemmPlan("sm90.wgmma", flush=PROMOTION, block_k=PROMOTION)
+        return GemmPlan("sm90.wgmma")
     if AMPERE <= capability < HOPPER:
         return GemmPlan("sm89.mma" if capability == ADA else "sm80.mma", widen="float16" if fp8 else None)
     raise ValueError(
