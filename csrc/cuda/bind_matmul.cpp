@@ -59,7 +59,8 @@ void matmul(uintptr_t a, uintptr_t b, uintptr_t out, const std::array<int64_t, 4
     if (m == 0 || n == 0 || batches == 0) return;
     const Memory left = {"a", a, kOperandRows[left_type]}, right = {"b", b, kOperandRows[right_type]};
     const Memory result = {"out", out, kResultRows[result_type]};
-    const Memory left_factors = {"a_factors", a_factors, kFactorRow}, right_factors = {"b_factors", b_factors, kFactorRow};
+    const Memory left_factors = {"a_factors", a_factors, kFactorRow};
+    const Memory right_factors = {"b_factors", b_factors, kFactorRow};
     if (m > INT64_MAX / 4 / n / batches) refuse("m, n, batches: the result is larger than the address space");
     const int64_t size = m * n * batches;
     check_memory(result, size);

@@ -46,7 +46,8 @@ inline void check_alignment(const Memory& memory, const int64_t* strides, size_t
                " are no multiple of 16 bytes below 2^40: copy it to rows that are padded to one");
     }
     if (memory.address % kAlignment != 0) {
-        refuse(argument + "=" + std::to_string(memory.address) + " is no multiple of 16 bytes: copy it to memory that is");
+        refuse(argument + "=" + std::to_string(memory.address) +
+               " is no multiple of 16 bytes: copy it to memory that is");
     }
 }
 

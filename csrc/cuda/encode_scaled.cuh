@@ -2,7 +2,8 @@
 //
 // Two kernels, for matrices in their own order and for the transposed copy beside it. In the usual mode, ties to even
 // into 8-bit codes, a thread loads 16 bytes at a time; any other mode, format and size of codes, and a fused product,
-// takes one element at a time, because arithmetic limits it. Products are float32 or binary64 multiplications, all else is core's integers.
+// takes one element at a time, because arithmetic limits it. Products are float32 or binary64 multiplications, all
+// else is core's integers.
 #pragma once
 
 #include "core/element.hpp"
@@ -186,7 +187,8 @@ struct Tiling {
 
 FP8SIM_DEVICE TileOfMatrix tile_of(const EncodeScaledJob& job, const Tiling& tiling, uint32_t index) {
     const uint32_t row = index / tiling.across, matrix = row / tiling.down;
-    return {matrix * job.rows * job.columns, int64_t{row % tiling.down} * kTile, int64_t{index % tiling.across} * kTile};
+    return {matrix * job.rows * job.columns, int64_t{row % tiling.down} * kTile,
+            int64_t{index % tiling.across} * kTile};
 }
 
 // Loads, encodes and stores the tile, and keeps its codes in `turned`.

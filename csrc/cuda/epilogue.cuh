@@ -43,8 +43,8 @@ FP8SIM_DEVICE void store_quad(Out type, const Epilogue& epilogue, int64_t index,
     }
 }
 
-// Sums [rows, columns], staged at `staged`, become results from row and column `first` on; `threads` threads share them.
-// What lies outside of the result is left alone.
+// Sums [rows, columns], staged at `staged`, become results from row and column `first` on; `threads` threads share
+// them. What lies outside of the result is left alone.
 template <int rows, int columns, int threads>
 FP8SIM_DEVICE void finish_sums(uint32_t staged, int thread, const Epilogue& epilogue, const Extent& extent, int batch,
                                const Place& first) {

@@ -5,7 +5,6 @@
 #pragma once
 
 #include <cuda.h>
-#include <cuda_fp16.h>
 
 #include <cstdint>
 

@@ -22,7 +22,8 @@ struct Place {
     int column;
 };
 
-// The result of wgmma m64nNkK (PTX ISA, "Register fragments for wgmma.mma_async"): register `i` of a warpgroup's thread.
+// The result of wgmma m64nNkK (PTX ISA, "Register fragments for wgmma.mma_async"): register `i` of a thread of the
+// warpgroup.
 FP8SIM_HD constexpr Place wgmma_result(int thread, int i) {
     return {16 * (thread / 32) + thread % 32 / 4 + 8 * (i / 2 % 2), 8 * (i / 4) + 2 * (thread % 4) + i % 2};
 }
@@ -59,8 +60,8 @@ FP8SIM_HD constexpr int chunk_offset(int row, int chunk) {
     return row * kChunkedRow + (chunk ^ (row >> 1 & 3)) * kChunk;
 }
 
-// Sums on their way to memory, float32 in rows of `columns`: where neighbours in a fragment are stored as two at a time,
-// and neighbours in a row are read as four, no two lanes of a half-warp meet in a bank.
+// Sums on their way to memory, float32 in rows of `columns`: stored as pairs of neighbours in a fragment, read as four
+// neighbours of a row, without two lanes that move at the same time and meet in a bank.
 FP8SIM_HD constexpr int staged_offset(int row, int column, int columns) {
     return 4 * (row * columns + (column ^ (row & 3) << 3));
 }

@@ -20,12 +20,10 @@ cudaError_t run_wgmma(const MatmulJob& job, int processors, cudaStream_t stream)
     TensorMapEncoder encode = nullptr;
     CUtensorMap a, b;
     if (cudaError_t error = find_encoder(&encode)) return error;
-    if (cudaError_t error = encode_boxes(encode, boxes_of(job.a, m, k, batches, Tile::kRows, Tile::kDepth), &a)) {
-        return error;
-    }
-    if (cudaError_t error = encode_boxes(encode, boxes_of(job.b, n, k, batches, Tile::kLoadedColumns, Tile::kDepth), &b)) {
-        return error;
-    }
+    const Boxes a_boxes = boxes_of(job.a, m, k, batches, Tile::kRows, Tile::kDepth);
+    const Boxes b_boxes = boxes_of(job.b, n, k, batches, Tile::kLoadedColumns, Tile::kDepth);
+    if (cudaError_t error = encode_boxes(encode, a_boxes, &a)) return error;
+    if (cudaError_t error = encode_boxes(encode, b_boxes, &b)) return error;
     const auto kernel = matmul_wgmma_kernel<Tile>;
     const auto limit = cudaFuncAttributeMaxDynamicSharedMemorySize;
     if (cudaError_t error = cudaFuncSetAttribute(kernel, limit, Tile::kSharedBytes)) return error;
@@ -63,8 +61,9 @@ cudaError_t run(const MatmulJob& job, cudaStream_t stream) {
     Device device = {};
     if (cudaError_t error = query(&device)) return error;
     if (device.capability == kHopper) {
-        return for_wgmma_tile<WgmmaTile>(
-            job, device.processors, [&](auto tile) { return run_wgmma<decltype(tile)>(job, device.processors, stream); });
+        return for_wgmma_tile<WgmmaTile>(job, device.processors, [&](auto tile) {
+            return run_wgmma<decltype(tile)>(job, device.processors, stream);
+        });
     }
     return for_operands(job.a.type, job.b.type, [&](auto a, auto b) {
         return run_mma<MmaTile<decltype(a), decltype(b)>>(job, device.processors, stream);

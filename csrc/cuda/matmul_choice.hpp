@@ -11,9 +11,9 @@ namespace fp8sim {
 struct Boxes {
     const void* address;
     Operand type;
-    uint64_t extents[3];        // elements: K, rows, batches
-    uint64_t strides[2];        // bytes from row to row, from matrix to matrix
-    uint32_t box[3];            // elements: K, rows, batches
+    uint64_t extents[3];  // elements: K, rows, batches
+    uint64_t strides[2];  // bytes from row to row, from matrix to matrix
+    uint32_t box[3];      // elements: K, rows, batches
 };
 
 inline Boxes boxes_of(const Matrices& x, int64_t rows, int64_t k, int64_t batches, int box_rows, int box_depth) {
@@ -36,8 +36,8 @@ auto for_operands(Operand a, Operand b, const Run& run) {
     return b == Operand::kE4m3 ? run(E5m2{}, E4m3{}) : run(E5m2{}, E5m2{});
 }
 
-// Calls run with the tile by which a Hopper GPU with that many processors computes the job: of 128 rows and 256 columns,
-// two of them below each other, where there are enough of them.
+// Calls run with the tile by which a Hopper GPU with that many processors computes the job: of 128 rows and 256
+// columns, two of them below each other, where there are enough of them.
 template <template <class, class, int, int, bool> class Tile, class Run>
 auto for_wgmma_tile(const MatmulJob& job, int processors, const Run& run) {
     return for_operands(job.a.type, job.b.type, [&](auto a, auto b) {

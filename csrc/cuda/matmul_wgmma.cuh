@@ -1,11 +1,11 @@
 // Matrix products on Hopper: the copy engine fills a ring of stages, two warpgroups multiply what is in them.
 //
-// Assumes: tensor maps of a and b as `boxes_of` (matmul_launch.hpp) describes them, and a grid of whole clusters. A
+// Assumes: tensor maps of a and b as `boxes_of` (matmul_choice.hpp) describes them, and a grid of whole clusters. A
 // cluster of kBlocks blocks computes tiles that lie below each other; each of its blocks loads its own rows of a, and a
 // part of the columns of b for all of them.
 //
-// Per stage, a `full` barrier counts the bytes that arrive, an `empty` one the warps, of every block of the cluster, that
-// have read it. Block and cluster walk the same tiles in the same order, so their rings turn together.
+// Per stage, a `full` barrier counts the bytes that arrive, an `empty` one the warps, of every block of the cluster,
+// that have read it. All blocks of a cluster walk the same tiles in the same order, so their rings turn together.
 #pragma once
 
 #include "cuda/epilogue.cuh"

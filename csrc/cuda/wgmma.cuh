@@ -8,7 +8,7 @@
 
 namespace fp8sim {
 
-// REGISTERS_64(0) is "%0, ..., %63"; VALUES_64(sum, 0) binds sum[0] to sum[63] to them.
+// FP8SIM_REGISTERS_64 is "%0, ..., %63"; FP8SIM_VALUES_64(s, 0) binds s[0] to s[63] to them.
 #define FP8SIM_VALUES_8(s, i) \
     "+f"(s[i]), "+f"(s[i + 1]), "+f"(s[i + 2]), "+f"(s[i + 3]), "+f"(s[i + 4]), "+f"(s[i + 5]), "+f"(s[i + 6]), \
         "+f"(s[i + 7])

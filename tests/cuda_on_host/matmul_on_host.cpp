@@ -1,5 +1,5 @@
-// The kernels of csrc/cuda/matmul_*.cuh on a CPU, launched as csrc/cuda/matmul.cu does: whole clusters, as many as there
-// are processors and tiles for.
+// The kernels of csrc/cuda/matmul_*.cuh on a CPU, launched as csrc/cuda/matmul.cu does: whole clusters, as many as
+// there are processors and tiles for.
 #include "cuda/intrinsics.cuh"
 
 #if FP8SIM_EMULATED_WGMMA

@@ -52,8 +52,9 @@ static inline uint32_t warp_max(uint32_t value) {
     warp.arguments[thread_index() % 32] = &value;
     on_host::meet(warp.meeting, 32, [&warp] {
         uint32_t largest = 0;
-        for (int lane = 0; lane < 32; ++lane) largest = std::max(largest, *static_cast<uint32_t*>(warp.arguments[lane]));
-        for (int lane = 0; lane < 32; ++lane) *static_cast<uint32_t*>(warp.arguments[lane]) = largest;
+        const auto value_of = [&warp](int lane) { return static_cast<uint32_t*>(warp.arguments[lane]); };
+        for (int lane = 0; lane < 32; ++lane) largest = std::max(largest, *value_of(lane));
+        for (int lane = 0; lane < 32; ++lane) *value_of(lane) = largest;
     });
     return value;
 }
@@ -136,8 +137,8 @@ static inline void check_map(const TensorMap& map) {
 // Swizzle of 128 bytes: the 16-byte chunk's number in its row of 128, exclusive-or the row's number in its 8 rows.
 static inline uint32_t swizzled(uint32_t address) { return address ^ (address / 128 % 8) * 16; }
 
-static inline void load_box_to_blocks(uint32_t target, const TensorMap& map, int k, int row, int batch, uint32_t barrier,
-                                      uint16_t blocks) {
+static inline void load_box_to_blocks(uint32_t target, const TensorMap& map, int k, int row, int batch,
+                                      uint32_t barrier, uint16_t blocks) {
     check_map(map);
     on_host::require(target % 128 == 0, "the copy engine's target is not aligned");
     on_host::on_its_own([=] {
