@@ -181,9 +181,9 @@ def cuobjdump(module, *arguments: str) -> str:
 
 
 def test_machine_code_for_each_device(cuda):
-    """Machine code for A100 and H100/H200, PTX for what comes later; nothing else."""
+    """Machine code for A100 and H100/H200, of the probes for Ada too, PTX for what comes later; nothing else."""
     kinds = re.findall(r"Fatbin (elf|ptx) code:\n=+\narch = (\w+)", cuobjdump(cuda))
-    assert set(kinds) == {("elf", "sm_80"), ("elf", "sm_90a"), ("ptx", "sm_90")}
+    assert set(kinds) == {("elf", "sm_80"), ("elf", "sm_89"), ("elf", "sm_90a"), ("ptx", "sm_90")}
 
 
 KERNELS = {
@@ -192,6 +192,8 @@ KERNELS = {
     "encode_transposing_kernel": (7, 64),
     "matmul_wgmma_kernel": (16, 168),
     "matmul_mma_kernel": (6, 224),
+    "attention_wgmma_kernel": (9, 168),
+    "attention_mma_kernel": (9, 255),
 }
 """How many of each there are for each device, and registers of a thread at most: of 384 threads that share a processor
 no more than 168."""
@@ -251,6 +253,29 @@ def test_ampere_multiplies_by_mma(cuda, kernels):
     """FP8 as binary16; 16 bytes at a time, straight to shared memory."""
     tiles = opcodes_of(cuda, kernels, "sm_80", "matmul_mma")
     assert len(tiles) == 6
+    for name, code in tiles.items():
+        kind = "HMMA.16816.F32.BF16" if "Bfloat16" in name else "HMMA.16816.F32"
+        assert {o for o in code if "MMA" in o} == {kind}, name
+        assert any(o.startswith("LDGSTS.E.BYPASS.128") for o in code), name
+
+
+def test_hopper_attends_by_wgmma(cuda, kernels):
+    """Logits from rows of features; values of 16 bits are read across, FP8 ones along their keys."""
+    tiles = opcodes_of(cuda, kernels, "sm_90a", "attention_wgmma")
+    assert len(tiles) == 9
+    for name, code in tiles.items():
+        type_, features = re.search(r"AttentionWgmmaTile<(\w+), (\d+)>", name).groups()
+        keys = 64 if features == "256" else 128
+        kind = "QGMMA.64x{}x32.F32.E4M3.E4M3" if type_ == "E4m3" else "HGMMA.64x{}x16.F32." + TYPES[type_]
+        products = {kind.format(columns).rstrip(".") for columns in (keys, features)}
+        assert {o for o in code if "MMA" in o} == products, name
+        assert {o for o in code if o.startswith("UTMALDG")} == {"UTMALDG.4D"}, name
+        assert code["USETMAXREG.TRY_ALLOC.CTAPOOL"] == code["USETMAXREG.DEALLOC.CTAPOOL"] == 1, name
+
+
+def test_ampere_attends_by_mma(cuda, kernels):
+    tiles = opcodes_of(cuda, kernels, "sm_80", "attention_mma")
+    assert len(tiles) == 9
     for name, code in tiles.items():
         kind = "HMMA.16816.F32.BF16" if "Bfloat16" in name else "HMMA.16816.F32"
         assert {o for o in code if "MMA" in o} == {kind}, name

@@ -1,4 +1,4 @@
-"""The simulator against golden vectors: those of every device that has some, and a stand-in's, which prove the check."""
+"""The simulator against golden vectors: those of every device that has some, and a stand-in's, to prove the check."""
 
 import dataclasses
 import json

@@ -257,22 +257,20 @@ __device__ void wgmma_finish(Register (&sum)[count]) {
     for (int r = 0; r < count; ++r) written(sum[r]);
 }
 
-// All instructions of a case on their way at once, as kernels have them.
 template <class Op, ProbeVariant variant>
 __device__ void chain_from_shared(typename Op::Register (&sum)[Op::kRegistersD], uint32_t left, uint32_t right,
                                   bool adds, int steps) {
-    int step = 0;
 #pragma unroll 1
-    do {
-        wgmma_fence();
+    for (int step = 0; step < steps; ++step) {
         const uint64_t a = core_descriptor(left + step * kBytesA), b = core_descriptor(right + step * kBytesB);
+        wgmma_fence();
         if constexpr (variant == ProbeVariant::kNegated) {
             Op::run_negated(sum, a, b, adds || step > 0);
         } else {
             Op::run(sum, a, b, adds || step > 0);
         }
-    } while (++step < steps);
-    wgmma_finish(sum);
+        wgmma_finish(sum);
+    }
 }
 
 // `a` is the first of the warp's 16 rows.
