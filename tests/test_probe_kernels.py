@@ -296,8 +296,8 @@ def launched(cuda: Any, kernels: list[Kernel], monkeypatch: pytest.MonkeyPatch) 
 
     def probe(ptx: str, a: int, b: int, c: int, d: int, cases: int, steps: int, variant: str, stream: int) -> None:
         calls.append({"steps": steps, "cases": cases, "variant": variant, "c": c != 0, "stream": stream})
-        kernel, name = by_ptx[ptx], row_names(by_ptx[ptx])[-1]
-        model = parse(name)
+        kernel = by_ptx[ptx]
+        model = next(parse(name) for name in row_names(kernel) if name.startswith("sm90."))
         codes = [f"uint{8 * bytes_of(fmt)}" for fmt in (model.a_format, model.b_format, model.accumulator)]
         (m, n), k = kernel.tile, steps * kernel.k
         left, right = memory(a, (cases, m, k), codes[0]), memory(b, (cases, n, k), codes[1])
