@@ -1,0 +1,107 @@
+"""`fp8sim probe` on the simulator, from its options to its exit code, its file and its golden vectors."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from fp8sim import cli
+from fp8sim.analysis.probing import StandIn, load_all, running
+from fp8sim.analysis.probing.report import SCHEMA
+from fp8sim.mma import parse
+
+NAME = "sm90.wgmma.e4m3.e4m3.f32"
+FAST = ("--stand-in", "sm90", "--instruction", NAME, "--gemm-k", "")
+
+
+def invoke(*arguments: object) -> Any:
+    return CliRunner().invoke(cli.app, ["probe", *map(str, arguments)])
+
+
+def test_a_run_prints_the_row_and_writes_the_file(tmp_path: Path) -> None:
+    done = invoke(*FAST, "--random", 1000, "--golden", tmp_path / "golden", "--out", tmp_path)
+    assert done.exit_code == 0, done.output
+    lines = done.stdout.splitlines()
+    assert lines[0] == "probed: stand-in of sm90, not a GPU"
+    (row,) = (line for line in lines if line.startswith(NAME))
+    assert row.split() == [NAME, "13", "32", "13", "toward", "zero", "-", "kept", "itself"]
+    assert "random bits: 1024 outputs of 1 instructions, 0 differ" in done.stdout
+    assert "the simulator reproduces everything" in lines
+    data = json.loads((tmp_path / "probe.json").read_text())
+    assert (data["schema"], data["stand_in"], data["surprises"]) == (SCHEMA, "sm90", [])
+    assert data["recognitions"][0]["matches"] == [NAME]
+    assert data["recognitions"][0]["measured"]["fraction_bits"] == 13
+    assert data["environment"]["torch"] == torch.__version__
+    (golden,) = load_all(tmp_path / "golden")
+    assert (golden.device, golden.about["stand_in"]) == ("stand-in-sm90", "sm90")
+    refused = invoke("--evidence", tmp_path / "golden")
+    assert "it is no evidence" in str(refused.exception)
+
+
+def test_json_is_the_file(tmp_path: Path) -> None:
+    done = invoke(*FAST, "--json", "-", "--out", tmp_path)
+    assert json.loads(done.stdout) == json.loads((tmp_path / "probe.json").read_text())
+
+
+def test_evidence_of_nothing_is_nothing(tmp_path: Path) -> None:
+    assert json.loads(invoke("--evidence", tmp_path).stdout) == {}
+
+
+def test_a_difference_is_told_and_is_exit_code_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    odd = StandIn(dataclasses.replace(parse(NAME), fraction_bits=12), tile=(64, 8))
+    monkeypatch.setattr(running, "_stand_ins", lambda _: iter([odd]))
+    done = invoke(*FAST, "--random", 1000, "--out", tmp_path)
+    assert done.exit_code == 1
+    assert f"none; the nearest is {NAME}" in done.stdout
+    assert "    fraction_bits: 12, there 13" in done.stdout
+    assert f"    all are those of {NAME} with fraction_bits 12 instead of 13" in done.stdout
+    assert f"  {NAME} is no row" in done.stdout
+    assert f"{NAME}: " in done.stdout.rpartition("not as the simulator says:")[2]
+    assert len(list((tmp_path / "differences").glob(f"{NAME}-*.npz"))) == 8
+
+
+def test_another_row_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An instruction that is a known one, but not the one that it is named for."""
+
+    class Renamed(StandIn):
+        @property
+        def takes(self) -> Any:
+            return dataclasses.replace(super().takes, name="sm90.mma.f16.f16.f32")
+
+    monkeypatch.setattr(running, "_stand_ins", lambda _: iter([Renamed(parse("sm80.mma.f16.f16.f32"))]))
+    done = invoke("--stand-in", "sm90", "--gemm-k", "", "--out", tmp_path)
+    assert done.exit_code == 1
+    assert "  sm90.mma.f16.f16.f32 is sm80.mma.f16.f16.f32, sm89.mma.f16.f16.f32" in done.stdout
+
+
+def test_orders_of_a_gemm_are_told(tmp_path: Path) -> None:
+    done = invoke(*FAST[:-1], "256", "--out", tmp_path)
+    assert "stand-in, fast, K = 256: one chain; plans sm90.wgmma" in done.stdout
+    assert "stand-in, every 128, K = 256: promoted every 128; plans sm90.wgmma;split_k=2" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--stand-in", "sm91"), "--stand-in sm91: use one of sm70, sm75, sm80"),
+        (("--stand-in", "sm90", "--instruction", "wgmma"), "--instruction wgmma: there are sm90.mma.f16.f16.f32"),
+        (("--stand-in", "sm90", "--gemm-k", "128,x"), "--gemm-k '128,x': expected multiples of 16"),
+        (("--stand-in", "sm90", "--gemm-k", "24"), "expected multiples of 16"),
+        (("--stand-in", "sm90", "--json", "x"), "--json x: only '-'"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(arguments: tuple[str, ...], message: str) -> None:
+    done = invoke(*arguments)
+    assert isinstance(done.exception, ValueError)
+    assert message in str(done.exception)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_without_a_device_the_way_out_is_named() -> None:
+    done = invoke()
+    assert isinstance(done.exception, RuntimeError)
+    assert "--stand-in ARCHITECTURE" in str(done.exception)
