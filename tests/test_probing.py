@@ -195,6 +195,38 @@ def test_a_change_is_measured(name: str, properties: set[str]) -> None:
     assert {key for key in PROPERTIES if before[key] != after[key]} >= properties
 
 
+class Peculiar:
+    """As a row, but with another NaN, or with the last bit of results lost."""
+
+    def __init__(self, name: str, *, nan: int | None = None, mask: int = -1) -> None:
+        self.inner, self.nan, self.mask = StandIn(parse(name)), nan, mask
+        self.takes, self.tile = self.inner.takes, self.inner.tile
+
+    def run(self, inputs: Inputs) -> Array:
+        d = self.inner.run(inputs)
+        numbers = d.view(self.takes.accumulator)
+        if self.nan is not None:
+            d[np.isnan(numbers)] = self.nan
+        with np.errstate(invalid="ignore"):
+            return np.where(abs(numbers) > 0.5, d & d.dtype.type(self.mask & (2 ** (8 * d.itemsize) - 1)), d)
+
+
+@pytest.mark.parametrize(
+    ("name", "nan", "matches"),
+    [
+        ("sm80.mma.f64.f64.f64", 0x7FFFFFFFFFFFFFFF, True),  # IEEE 754 leaves it open
+        ("cdna3.mfma.bf16.bf16.f32", 0xFFC00001, True),
+        ("sm80.mma.bf16.bf16.f32", 0x7FC00000, False),
+    ],
+)
+def test_a_nan_counts_where_it_is_specified(name: str, nan: int, matches: bool) -> None:
+    found = recognise(Peculiar(name, nan=nan))
+    assert (name in found.matches) == matches
+    assert found.nearest == name
+    assert ("nan" in found.differences) != matches
+    assert recognise(Peculiar(name, mask=~1)).matches == ()
+
+
 def test_two_changes_are_no_single_one() -> None:
     found = recognise(replaced("sm90.wgmma.bf16.bf16.f32", fraction_bits=27, output=Output.RNE_FP32))
     assert (found.matches, found.changes) == ((), ())

@@ -40,8 +40,8 @@ class Recognition:
         name: the instrument's.
         measured: its properties (`measuring.PROPERTIES`).
         matches: the rows that it equals; several where generations share an arithmetic.
-        nearest: the row of which the fewest properties differ, and of these the fewest outputs; None without a row
-            that takes the same operands.
+        nearest: the first that a single change makes equal; else the one of which the fewest outputs differ, and of
+            these the fewest properties; None without a row that takes the same operands.
         differences: property -> (measured, that of `nearest`).
         changes: single changes of rows that give every property and output.
         compared, differing: outputs of the battery, and how many `nearest` computes otherwise.
@@ -109,10 +109,12 @@ def recognise(instrument: Instrument) -> Recognition:
     for models in _candidates(takes):
         candidate = StandIn(models[0])
         trials.append((observed.unlike(candidate), observed.differing(candidate), models))
-    trials.sort(key=lambda trial: (len(trial[0]), trial[1]))
+    trials.sort(key=lambda trial: (trial[1], len(trial[0])))
     matches = tuple(model.name for unlike, wrong, models in trials if not unlike and not wrong for model in models)
-    unlike, wrong, nearest = trials[0] if trials else ({}, 0, [])
     changes = () if matches else tuple(_changes(observed, [models[0] for _, _, models in trials]))
+    if changes:
+        trials.sort(key=lambda trial: trial[2][0].name != changes[0].row)
+    unlike, wrong, nearest = trials[0] if trials else ({}, 0, [])
     return Recognition(
         takes.name,
         observed.measured,
