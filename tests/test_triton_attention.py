@@ -244,6 +244,20 @@ def exact_division(dtype):
     return dataclasses.replace(plan, reciprocal=False)
 
 
+@pytest.mark.parametrize(
+    ("window", "dtype"), [(None, E4M3), (1, BF16), (2, E4M3), (127, BF16), (128, E4M3), (129, BF16), (130, BF16)]
+)
+def test_masks_at_the_edges_of_blocks(dtype, window):
+    """Three queries that stand at the last keys: blocks that need no mask begin and end where the arithmetic says."""
+    for keys in (126, 127, 128, 129, 130, 131, 255, 256, 257, 258, 259):
+        q, k, v = operands(3, keys, dtype, heads=1, groups=1, batch=1, seed=keys)
+        options = {"is_causal": True, "window": window, "lower_right": True, "plan": exact_division(dtype)}
+        output, _, _ = run(torch.zeros_like(q), k, v, **options)
+        position, key = torch.arange(3)[:, None] + keys - 3, torch.arange(keys)[None]
+        seen = ((key <= position) & (key > position - (window or keys))).float()
+        assert torch.equal(output[0, 0], seen @ v[0, 0].float() / seen.sum(1, keepdim=True)), keys
+
+
 POSITIONS = [0, 1, 63, 64, 127, 128, 191, 255, 256, 299]
 
 
