@@ -274,6 +274,16 @@ def test_rows_that_see_no_key_and_keys_that_no_row_sees_get_zeros():
         assert not x.any()
 
 
+def test_keys_that_do_not_exist_have_no_probabilities():
+    """Their logits would be zero, above all others here, and 2^(0 - lse) infinite."""
+    grad, q, k, v, output, lse = exact_inputs((BF16,) * 3, length=70, keys=70)
+    q[..., 0], k[..., 0], lse[...] = 12, -12, -140
+    inputs = grad, q, k, v, output, lse
+    for a, e in zip(on_device(*inputs, scale=LN2, config=SMALL), simulated(*inputs, scale=LN2), strict=True):
+        assert bool(a.isfinite().all())
+        assert torch.equal(a, e)
+
+
 def test_nan_stays_in_its_row_and_the_blocks_that_it_sees():
     grad, q, k, v, output, lse = exact_inputs((BF16,) * 3, length=130, keys=130)
     grad[0, 1, 70, 3] = math.nan
