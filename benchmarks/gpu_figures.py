@@ -12,7 +12,21 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.gpu_bars import CAST, CAST_REORDERED, FASTEST, FLOOR, FP8_PRODUCT, LINEAR, Bar
+from benchmarks.gpu_bars import (
+    ATTENTION_BACKWARD,
+    BF16_ATTENTION,
+    CAST,
+    CAST_REORDERED,
+    CUDA_ATTENTION,
+    CUDA_PRODUCT,
+    FASTEST,
+    FLOOR,
+    FP8_ATTENTION,
+    FP8_PRODUCT,
+    FUSED_CAST,
+    LINEAR,
+    Bar,
+)
 from benchmarks.gpu_rows import COLUMNS, NOT_MEASURED, Row, cells
 
 Suites = Mapping[str, Mapping[str, Any]]
@@ -40,6 +54,18 @@ HEADLINES = (
     Headline("FP8 matmul, 4096^3", "matmul", "4096x4096x4096, e4m3fn x e4m3fn, triton", FP8_PRODUCT),
     Headline("FP8 matmul, 8192^3", "matmul", "8192x8192x8192, e4m3fn x e4m3fn, triton", FP8_PRODUCT),
     Headline("FP8 matmul, 4096x14336x4096", "matmul", "4096x14336x4096, e4m3fn x e4m3fn, triton", FP8_PRODUCT),
+    Headline("FP8 matmul, 8192^3, CUDA C++", "matmul", "8192x8192x8192, e4m3fn x e4m3fn, cuda", CUDA_PRODUCT),
+    Headline("rms_norm + cast", "fused", "rms_norm, triton, bfloat16", FUSED_CAST),
+    Headline("silu_glu + cast", "fused", "silu_glu, triton, bfloat16", FUSED_CAST),
+    Headline("attention forward, BF16, head 128, 16k", "attention", "bfloat16 head 128 length 16384", BF16_ATTENTION),
+    Headline("attention forward, FP8, head 128, 16k", "attention", "e4m3fn head 128 length 16384", FP8_ATTENTION),
+    Headline(
+        "attention forward, FP16, head 128, 16k, CUDA C++",
+        "attention",
+        "float16 head 128 length 16384, cuda",
+        CUDA_ATTENTION,
+    ),
+    Headline("attention backward, BF16, head 128, 16k", "attention_backward", "bfloat16 head 128", ATTENTION_BACKWARD),
     *(
         Headline(
             f"FP8 linear, forward + backward, {inputs} to {outputs}",

@@ -1,17 +1,12 @@
-"""Fused element work on a GPU against a copy of as many bytes: python -m benchmarks.gpu_fused [--elements 67108864].
+"""Fused element work on a GPU: `python -m benchmarks.gpu_run --suite fused`.
 
-Each result is first compared with its definition on a part of the data, numbers with their bound and codes bit for bit,
-and a wrong one is not timed. Then the kernel, a copy that moves as many bytes, and torch's functions followed by this
-package's cast are timed in turns by the device's own clock. Without a CUDA device nothing is measured, and the command
-says so.
+Each result is first compared with its definition on a part of the data, numbers with their bound and codes bit for bit.
+The bar is a share of the speed of a copy of as many bytes; the peer is torch's function followed by our cast.
 """
 
 from __future__ import annotations
 
-import argparse
 import functools
-import json
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -19,20 +14,23 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from benchmarks.gpu_casts import COLUMNS, Call, medians
+from benchmarks.gpu_bars import FUSED_CAST, Bar
+from benchmarks.gpu_rows import Absent, Case, Work
+from benchmarks.gpu_timing import Device
 from fp8sim import backends
 from fp8sim.simulate import activations, cross_entropy, rms_norm
 from fp8sim.simulate.results import result_of
 
+SHAPE, LOGITS, TINY = (8192, 8192), (512, 131072), (4, 64)
 CHECKED_ROWS = 64
-CLASSES = 131072
+SEPARATE = "torch, then a cast"
 Numbers = list[tuple[torch.Tensor, torch.Tensor]]
 Run = Callable[..., list[Any]]
 
 
 @dataclass(frozen=True)
 class FusedCase:
-    """One kernel on matrices [rows, COLUMNS], or rows of CLASSES logits.
+    """One kernel on matrices.
 
     Attributes:
         name, backend: which together are unique.
@@ -42,7 +40,7 @@ class FusedCase:
         numbers: the matrices on the CPU: for each result its numbers and their bound.
         separate: torch's function of the matrices, whose result the cast then reads again; None where it has none.
         bytes: that must move per element of one matrix, each of so many bytes.
-        at_least: the share of the copy's speed that is expected, or None.
+        bar: what is expected, if anything is.
     """
 
     name: str
@@ -53,16 +51,16 @@ class FusedCase:
     numbers: Callable[..., Numbers]
     separate: Callable[..., torch.Tensor] | None
     bytes: Callable[[int], float]
-    at_least: float | None = None
+    bar: Bar | None = None
 
 
-def cases() -> Iterator[FusedCase]:
+def fused_cases() -> Iterator[FusedCase]:
     for backend in ("triton", "triton_hardware"):
         for transpose in (False, True):
             forms: dict[str, Any] = {"fmt": "e4m3", "amax": True, "transpose": transpose}
             written = 1 + transpose
             name = ", transposed" if transpose else ""
-            bar = None if transpose else 0.85
+            bar = None if transpose else FUSED_CAST
             yield FusedCase(
                 f"rms_norm{name}", backend, "rms_norm", 1, _norm(forms), _norm_numbers,
                 lambda x: F.rms_norm(x, (x.shape[-1],), None, 1e-5), lambda size, w=written: size + w, bar,
@@ -123,8 +121,8 @@ def _norm_gradients(grad: torch.Tensor, x: torch.Tensor) -> Numbers:
     return [rms_norm.rms_norm_gradients(grad, x, x[0], torch.ones(x.shape[:-1]), 1.0)[0]]
 
 
-def wrong(case: FusedCase, tensors: list[torch.Tensor]) -> str | None:
-    """What is wrong with the results on these matrices, or None."""
+def wrong(case: FusedCase, tensors: list[torch.Tensor]) -> str:
+    """What is wrong with the results on these matrices, or nothing."""
     call = backends.row(case.op, case.backend).load()
     found = case.run(call, *tensors, values=torch.float32)
     alone = case.run(call, *tensors)
@@ -136,119 +134,73 @@ def wrong(case: FusedCase, tensors: list[torch.Tensor]) -> str | None:
         for a, b, e in zip(result[1:], coded[1:], expected[1:], strict=True):
             if e is not None and not (torch.equal(a.cpu(), e) and torch.equal(b.cpu(), e)):
                 return "codes are not those of the numbers"
-    return None
+    return ""
 
 
-def measure(case: FusedCase, tensors: list[torch.Tensor], samples: int) -> dict[str, Any]:
-    """One row of results; "wrong" replaces all figures if the result is."""
-    x = tensors[0]
-    row: dict[str, Any] = {"name": case.name, "backend": case.backend, "dtype": str(x.dtype), "elements": x.numel()}
-    fault = wrong(case, [part[:CHECKED_ROWS] for part in tensors])
-    if fault is not None:
-        return row | {"wrong": fault}
-    moved = int(case.bytes(x.element_size()) * x.numel())
-    source, target = (torch.empty(moved // 2, dtype=torch.uint8, device=x.device) for _ in range(2))
+def work(case: FusedCase, dtype: torch.dtype, device: Device) -> Work:
+    if missing := backends.row(case.op, case.backend).missing():
+        raise Absent(missing)
+    rows, columns = device.size(SHAPE, TINY)
+    size = rows * columns * dtype.itemsize * case.operands
+    sets = [_matrices(case, (rows, columns), dtype, device, seed) for seed in range(device.sets(size))]
     call, cast = (backends.row(op, case.backend).load() for op in (case.op, "encode_scaled"))
-    transpose = "transposed" in case.name
-    calls: dict[str, Call] = {"run": lambda: case.run(call, *tensors), "copy": lambda: target.copy_(source)}
-    separate = case.separate
-    if separate is not None:
-        calls["separate"] = lambda: cast(separate(*tensors), "e4m3", amax=True, transpose=transpose)
-    seconds = medians(calls, samples)
-    share = seconds["copy"] / seconds["run"]
-    return row | {
-        "microseconds": seconds["run"] * 1e6,
-        "bytes_per_second": moved / seconds["run"],
-        "copy_ratio": share,
-        "separate_ratio": None if separate is None else seconds["separate"] / seconds["run"],
-        "at_least": case.at_least,
-        "missed": case.at_least is not None and share < case.at_least,
-    }
+    separate, transpose = case.separate, "transposed" in case.name
+
+    def in_two(turn: int) -> object:
+        assert separate is not None
+        return cast(separate(*sets[turn % len(sets)]), "e4m3", amax=True, transpose=transpose)
+
+    return Work(
+        run=lambda turn: case.run(call, *sets[turn % len(sets)]),
+        wrong=lambda: wrong(case, [part[:CHECKED_ROWS] for part in sets[0]]),
+        bytes=int(case.bytes(dtype.itemsize) * rows * columns),
+        peers={} if separate is None else {SEPARATE: in_two},
+    )
 
 
-def measure_loss(rows: int, dtype: torch.dtype, samples: int) -> dict[str, Any]:
-    """Cross-entropy of [rows, CLASSES] logits in place, against torch's forward and backward pass."""
-    generator = torch.Generator(device="cuda").manual_seed(0)
-    logits = torch.randn(rows, CLASSES, device="cuda", generator=generator).to(dtype)
-    target = torch.randint(0, CLASSES, (rows,), device="cuda", generator=generator)
-    row: dict[str, Any] = {
-        "name": "cross_entropy",
-        "backend": "triton",
-        "dtype": str(dtype),
-        "elements": logits.numel(),
-    }
-    call = backends.row("cross_entropy", "triton").load()
-    losses, grad = call(logits[:4], target[:4])
-    part = (logits[:4].cpu(), target[:4].cpu(), None, -100, 0.0, 1.0, 0.0)
+def _matrices(
+    case: FusedCase, shape: tuple[int, int], dtype: torch.dtype, device: Device, seed: int
+) -> list[torch.Tensor]:
+    return [device.numbers(shape, dtype, case.operands * seed + i) for i in range(case.operands)]
+
+
+def wrong_loss(logits: torch.Tensor, target: torch.Tensor) -> str:
+    """What is wrong with the losses and gradients of these logits, or nothing."""
+    losses, grad = backends.row("cross_entropy", "triton").load()(logits, target)
+    part = (logits.cpu(), target.cpu(), None, -100, 0.0, 1.0, 0.0)
     (number, bound), (by_z, by_z_bound) = cross_entropy.cross_entropy_numbers(*part)
-    rounding = by_z.abs() * torch.finfo(dtype).eps + torch.finfo(dtype).smallest_normal
+    kind = torch.finfo(logits.dtype)
+    rounding = by_z.abs() * kind.eps + kind.smallest_normal
     within = ((losses.cpu().double() - number).abs() <= bound).all()
-    if not bool(within and ((grad.cpu().double() - by_z).abs() <= by_z_bound + rounding).all()):
-        return row | {"wrong": "losses or gradients are not within their bound"}
-    source, target_bytes = (torch.empty(logits.nbytes, dtype=torch.uint8, device="cuda") for _ in range(2))
-    leaf = logits.clone().requires_grad_()
+    right = bool(within and ((grad.cpu().double() - by_z).abs() <= by_z_bound + rounding).all())
+    return "" if right else "losses or gradients are not within their bound"
 
-    def separate() -> None:
+
+def loss_work(dtype: torch.dtype, device: Device) -> Work:
+    """Cross-entropy of logits in place, against torch's forward and backward pass."""
+    rows, classes = device.size(LOGITS, TINY)
+    count = device.sets(rows * classes * dtype.itemsize)
+    logits = [device.numbers((rows, classes), dtype, seed) for seed in range(count)]
+    target = torch.arange(rows, device=device.kind) % classes
+    leaves = [one.clone().requires_grad_() for one in logits]
+    call = backends.row("cross_entropy", "triton").load()
+
+    def separate(turn: int) -> None:
+        leaf = leaves[turn % count]
         leaf.grad = None
         F.cross_entropy(leaf.float(), target).backward()
 
-    seconds = medians(
-        {
-            "run": lambda: call(logits, target, in_place=True),
-            "copy": lambda: target_bytes.copy_(source),
-            "separate": separate,
-        },
-        samples,
+    return Work(
+        run=lambda turn: call(logits[turn % count], target, in_place=True),
+        wrong=lambda: wrong_loss(logits[0][:4], target[:4]),
+        bytes=2 * logits[0].nbytes,
+        peers={SEPARATE: separate},
     )
-    return row | {
-        "microseconds": seconds["run"] * 1e6,
-        "bytes_per_second": 2 * logits.nbytes / seconds["run"],
-        "copy_ratio": seconds["copy"] / seconds["run"],
-        "separate_ratio": seconds["separate"] / seconds["run"],
-        "at_least": None,
-        "missed": False,
-    }
 
 
-def line(row: dict[str, Any]) -> str:
-    head = f"{row['name']:<30} {row['backend']:<16} {row['dtype'].removeprefix('torch.'):<9}"
-    if "wrong" in row:
-        return f"{head} WRONG, not timed: {row['wrong']}"
-    expected = "" if row["at_least"] is None else f" (>= {row['at_least']:g}{' MISSED' if row['missed'] else ''})"
-    speed = f"{row['microseconds']:>9.1f} us {row['bytes_per_second'] / 1e9:>7.0f} GB/s"
-    separate = "" if row["separate_ratio"] is None else f"   torch's own x{row['separate_ratio']:.2f}"
-    return f"{head}{speed}   copy {row['copy_ratio']:.2f}{expected}{separate}"
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--elements", type=int, default=1 << 26)
-    parser.add_argument("--samples", type=int, default=15)
-    parser.add_argument("--json", metavar="FILE", help="write the results here; - is standard output")
-    options = parser.parse_args()
-    if not torch.cuda.is_available():
-        print("no CUDA device: not measured")
-        return 0
-    generator = torch.Generator(device="cuda").manual_seed(0)
-    shape = (options.elements // COLUMNS, COLUMNS)
-    numbers = [torch.randn(shape, device="cuda", generator=generator) for _ in range(3)]
-    rows = []
+def cases(device: Device) -> Iterator[Case]:
     for dtype in (torch.bfloat16, torch.float32):
-        tensors = [part.to(dtype) for part in numbers]
-        calls = [lambda c=case: measure(c, tensors[: c.operands], options.samples) for case in cases()]  # noqa: B023
-        calls.append(lambda d=dtype: measure_loss(max(options.elements // CLASSES, 4), d, options.samples))
-        for call in calls:
-            rows.append(call())
-            if options.json != "-":
-                print(line(rows[-1]), flush=True)
-    text = json.dumps({"device": torch.cuda.get_device_name(), "torch": torch.__version__, "rows": rows}, indent=1)
-    if options.json == "-":
-        print(text)
-    elif options.json:
-        with open(options.json, "w") as file:
-            file.write(text + "\n")
-    return 1 if any("wrong" in row for row in rows) else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        kind = str(dtype).removeprefix("torch.")
+        for case in fused_cases():
+            yield Case(f"{case.name}, {case.backend}, {kind}", functools.partial(work, case, dtype), case.bar)
+        yield Case(f"cross_entropy, triton, {kind}", functools.partial(loss_work, dtype))

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build" / f"gpu-{sys.implementation.cache_tag}"
 """Where fp8sim is built for this interpreter: `lib` is what the parts import."""
 
-SUITES = ("casts", "matmul", "linear")
+SUITES = ("casts", "fused", "matmul", "linear", "attention", "attention_backward")
 """Of benchmarks: each is `benchmarks/gpu_<suite>.py`, whose `cases(device)` are its rows."""
 
 PIECES = ("build", "test", "probe", "bench")
@@ -142,4 +142,5 @@ def _probes() -> Iterator[Part]:
 
 def _suite(suite: str) -> Part:
     command = ("-m", "benchmarks.gpu_run", "--suite", suite, "--out", "{out}/results")
-    return Part("bench", f"bench-{suite}", command, (*command, "--stand-in", "--samples", "2"))
+    tuned = (*command, "--tune", "{out}/results/tuning.json")
+    return Part("bench", f"bench-{suite}", tuned, (*command, "--stand-in", "--samples", "2"))

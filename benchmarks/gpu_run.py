@@ -7,6 +7,7 @@ floor's | the bar | the verdict. `FOLDER/gpu_<suite>.json` keeps all of it, with
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import importlib
 import json
@@ -24,6 +25,7 @@ from benchmarks.gpu_matmul import BF16, E4M3
 from benchmarks.gpu_parts import SUITES
 from benchmarks.gpu_rows import FAILED, WRONG, Case, Row, line, measure
 from benchmarks.gpu_timing import Call, Device, copies, in_turns, reason
+from fp8sim.triton_kernels import tuning
 
 SCHEMA = 2
 RESULTS = Path(__file__).with_name("results")
@@ -123,6 +125,9 @@ def main() -> int:
     parser.add_argument("--filter", default="", help="only cases whose name contains this")
     parser.add_argument("--samples", type=int, default=SAMPLES, help="of each, of which the median counts")
     parser.add_argument("--out", type=Path, help="folder for the results")
+    parser.add_argument(
+        "--tune", type=Path, help="measure the kernels' configurations first, and keep the choices there"
+    )
     parser.add_argument("--stand-in", action="store_true", help="run on the stand-in, which measures nothing")
     options = parser.parse_args()
     if not torch.cuda.is_available() and not options.stand_in:
@@ -132,8 +137,9 @@ def main() -> int:
     if device.is_stand_in:
         print(f"{device.name}: times mean nothing")
     verdicts: list[str] = []
-    for suite in options.suite:
-        verdicts += [row["verdict"] for row in run(suite, device, options.filter, options.samples, options.out)]
+    with tuning.use(options.tune, measure=True) if options.tune else contextlib.nullcontext():
+        for suite in options.suite:
+            verdicts += [row["verdict"] for row in run(suite, device, options.filter, options.samples, options.out)]
     if not verdicts:
         raise SystemExit(f"--filter {options.filter!r}: no case has it in its name")
     return 1 if {WRONG, FAILED} & set(verdicts) else 0

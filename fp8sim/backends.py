@@ -22,8 +22,8 @@ class Backend:
 
     Attributes:
         op: "cast", "encode", "decode", "encode_scaled", "quantize", "matmul" (codes, with an order of additions),
-            "gemm" (by recipe), "gemm_backward" (the two of a backward pass), "attention", "attention_backward", or fused
-            element work: "gelu", "silu_glu" and "rms_norm" with their "_backward", "cross_entropy" and "scale_rows".
+            "gemm" (by recipe), "gemm_backward" (the two of a backward pass), "attention", "attention_backward", or
+            fused element work: "gelu", "silu_glu" and "rms_norm" with their "_backward", "cross_entropy", "scale_rows".
         name: "simulate", "triton", "triton_hardware" or "cuda".
         target: what the code runs on, in words.
         devices: torch device types it takes.

@@ -11,7 +11,19 @@ import torch
 
 pytest.importorskip("triton")
 
-from benchmarks import gpu_bars, gpu_casts, gpu_linear, gpu_matmul, gpu_peers, gpu_rows, gpu_run, gpu_timing
+from benchmarks import (
+    gpu_attention,
+    gpu_attention_backward,
+    gpu_bars,
+    gpu_casts,
+    gpu_fused,
+    gpu_linear,
+    gpu_matmul,
+    gpu_peers,
+    gpu_rows,
+    gpu_run,
+    gpu_timing,
+)
 from benchmarks.gpu_bars import FASTEST, FLOOR, Bar
 from benchmarks.gpu_parts import SUITES
 from benchmarks.gpu_rows import Case, Row, Work
@@ -267,6 +279,50 @@ def test_a_linear_layer_is_compared_with_the_simulator(monkeypatch: pytest.Monke
 
 
 @interpreted
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn], ids=str)
+def test_attention_is_compared_with_its_plan(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, is_causal: bool
+) -> None:
+    case = gpu_attention.AttentionCase(dtype, 64, 200, is_causal, tokens=400, hidden=128)
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 2, 200, 64, generator=generator).to(dtype) for _ in range(3))
+    assert gpu_attention.wrong(case, STAND_IN, q, k, v) == ""
+    attention = gpu_attention.kernels.attention
+    monkeypatch.setattr(gpu_attention.kernels, "attention", lambda *x, **options: attention(*x, scale=0.2, **options))
+    assert gpu_attention.wrong(case, STAND_IN, q, k, v).startswith("the output differs from what the plan predicts by")
+
+
+@interpreted
+@pytest.mark.parametrize(("fp8", "is_causal"), [(False, False), (True, True)])
+def test_an_attention_backward_is_compared_with_its_plan(
+    monkeypatch: pytest.MonkeyPatch, fp8: bool, is_causal: bool
+) -> None:
+    bench = gpu_attention_backward
+    case = bench.BackwardCase(bench.E4M3, fp8, 32, is_causal, length=96, hidden=64)
+    inputs = bench.operands(case, STAND_IN, 0)
+    assert bench.wrong(case, STAND_IN, inputs) == ""
+    kernel, factors = bench.kernels.attention_backward, {"grad_factors": (1.0, 1.05, 1.0)}
+    monkeypatch.setattr(bench.kernels, "attention_backward", lambda *x, **options: kernel(*x, **factors, **options))
+    assert bench.wrong(case, STAND_IN, inputs).startswith("a gradient differs from what the plan predicts by")
+
+
+@interpreted
+def test_fused_work_is_compared_with_its_definition() -> None:
+    generator = torch.Generator().manual_seed(0)
+    tensors = [torch.randn(3, 64, generator=generator) for _ in range(3)]
+    found = [case for case in gpu_fused.fused_cases() if backends.row(case.op, case.backend).missing() is None]
+    assert [gpu_fused.wrong(case, tensors[: case.operands]) for case in found] == [""] * len(found)
+    case = next(case for case in found if case.name == "silu_glu")
+    other = dataclasses.replace(case, numbers=lambda x, g: [(n * 1.01, b) for n, b in case.numbers(x, g)])
+    assert gpu_fused.wrong(other, tensors[:2]) == "numbers are not within their bound"
+    other = dataclasses.replace(case, run=lambda call, *given, values=None: [call(*given, values=values, fmt="e5m2")])
+    assert gpu_fused.wrong(other, tensors[:2]) == "codes are not those of the numbers"
+    logits, target = torch.randn(4, 50, generator=generator), torch.tensor([0, 7, 49, 7])
+    assert gpu_fused.wrong_loss(logits, target) == ""
+
+
+@interpreted
 @pytest.mark.parametrize(
     ("suite", "text", "peers"),
     [
@@ -275,6 +331,10 @@ def test_a_linear_layer_is_compared_with_the_simulator(monkeypatch: pytest.Monke
         ("matmul", "64x64x64, e4m3fn x e4m3fn, triton", {"torch._scaled_mm"}),
         ("matmul", "64x64x64, bfloat16 x bfloat16, triton", {"torch.matmul"}),
         ("linear", "128 to 128", {"BF16 nn.Linear"}),
+        ("attention", "bfloat16 head 256 length 64 causal", {"SDPA math", "SDPA flash"}),
+        ("attention_backward", "bfloat16 head 256 causal", {"SDPA math", "SDPA flash"}),
+        ("fused", "rms_norm, triton, bfloat16", {"torch, then a cast"}),
+        ("fused", "cross_entropy, triton, bfloat16", {"torch, then a cast"}),
     ],
 )
 def test_a_suite_runs_from_end_to_end(

@@ -40,7 +40,7 @@ def capability_of(x: torch.Tensor, what: str) -> Capability:
     capability = torch.cuda.get_device_capability(x.device)
     if capability < AMPERE:
         raise RuntimeError(
-            f"{what} need compute capability 8.0 or later (Ampere), and {x.device} has {capability[0]}.{capability[1]}: "
-            f"simulate on the CPU, with fp8sim.use_backend('simulate')"
+            f"{what} need compute capability 8.0 or later (Ampere), and {x.device} has "
+            f"{capability[0]}.{capability[1]}: simulate on the CPU, with fp8sim.use_backend('simulate')"
         )
     return capability
