@@ -105,6 +105,7 @@ _FUSED = {
     "rms_norm_backward": "rms_norm",
 }
 _LOSS = ("cross_entropy", "scale_rows")
+_ATTENTION = ("attention", "attention_backward")
 _SIMULATED = ("C++", ("cpu",), _INTEGER)
 _TRITON = ("Triton 3.6, sm_80 and later; the interpreter on a CPU", ("cuda", "cpu"), _INTEGER)
 _CVT = ("Triton 3.6, cvt.rn.satfinite of sm_90 and later", ("cuda", "cpu"), "hardware conversion")
@@ -118,6 +119,14 @@ BACKENDS: tuple[Backend, ...] = (
     *(Backend(op, "simulate", *_SIMULATED, "exact-sum", f"fp8sim.simulate.matmul:{op}") for op in _GEMMS),
     *(Backend(op, "simulate", *_SIMULATED, "bitwise", f"fp8sim.simulate.{stem}:{op}") for op, stem in _FUSED.items()),
     *(Backend(op, "simulate", *_SIMULATED, "bitwise", f"fp8sim.simulate.cross_entropy:{op}") for op in _LOSS),
+    Backend("attention", "simulate", *_SIMULATED, "bitwise", "fp8sim.simulate.packed_attention:attention"),
+    Backend(
+        "attention_backward",
+        "simulate",
+        *_SIMULATED,
+        "bitwise",
+        "fp8sim.simulate.attention_backward:attention_backward",
+    ),
     *(Backend(op, "triton", *_TRITON, "bitwise", f"fp8sim.triton_kernels.cast:{op}") for op in _CASTS),
     Backend("encode_scaled", "triton", *_TRITON, "bitwise", "fp8sim.triton_kernels.encode_scaled:encode_scaled"),
     Backend("quantize", "triton", *_TRITON, "bitwise", "fp8sim.triton_kernels.quantize:quantize"),
@@ -128,22 +137,7 @@ BACKENDS: tuple[Backend, ...] = (
     *(Backend(op, "triton", *_TRITON, "bound", f"fp8sim.triton_kernels.{stem}:{op}") for op, stem in _FUSED.items()),
     *(Backend(op, "triton", *_TRITON, "bound", f"fp8sim.triton_kernels.cross_entropy:{op}") for op in _LOSS),
     *(Backend(op, "triton_hardware", *_CVT, "bound", f"fp8sim.triton_kernels.hardware:{op}") for op in _FUSED),
-    Backend("attention", "simulate", *_SIMULATED, "bitwise", "fp8sim.simulate.packed_attention:attention"),
-    Backend(
-        "attention_backward",
-        "simulate",
-        *_SIMULATED,
-        "exact-sum",
-        "fp8sim.simulate.attention_backward:attention_backward",
-    ),
-    Backend("attention", "triton", *_TRITON, "exact-sum", "fp8sim.triton_kernels.attention:attention"),
-    Backend(
-        "attention_backward",
-        "triton",
-        *_TRITON,
-        "exact-sum",
-        "fp8sim.triton_kernels.attention_backward:attention_backward",
-    ),
+    *(Backend(op, "triton", *_TRITON, "exact-sum", f"fp8sim.triton_kernels.{op}:{op}") for op in _ATTENTION),
     Backend("matmul", "triton", *_TRITON, "bitwise", "fp8sim.triton_kernels.tensor_core:matmul"),
     *(Backend(op, "triton", *_TRITON, "exact-sum", f"fp8sim.triton_kernels.gemm:{op}") for op in _GEMMS),
     *(Backend(op, "cuda", *_CUDA, "bitwise", f"fp8sim.cuda.cast:{op}") for op in _CASTS),
