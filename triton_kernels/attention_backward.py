@@ -1,11 +1,12 @@
 """The backward pass of fused attention: gradients of query, key and value, in two passes over the logits.
 
-Query, key and value are read as the forward pass did, in float16, bfloat16 or FP8; FP8 is widened to bfloat16 in the
-kernel, or multiplied as it is. Every launch is described by a `fp8sim.mma.AttentionBackwardPlan` (`plan_of`), by which
+Query, key and value are read as the forward pass did, in float16, bfloat16 or FP8; FP8 is widened to bfloat16 first, or
+multiplied as it is. Every launch is described by a `fp8sim.mma.AttentionBackwardPlan` (`plan_of`), by which
 `fp8sim.simulate.attention_backward` computes the same sums. Nothing is added atomically: two runs give the same bits.
 
 Products: five of L * S * D for each head, and the logits' and their gradients' two a second time. Memory besides
-operands and results: one float32 per query and head, and in FP8 the gradient of the output, one byte per element.
+operands and results: one float32 per query and head; two bytes per element of FP8 that is widened; where FP8 is
+multiplied, one byte per element of the gradient of the output.
 """
 
 from __future__ import annotations
@@ -161,8 +162,9 @@ def attention_backward(
 
     Returns:
         Gradients of query [B, H, L, D], key [B, G, S, D] and value [B, G, S, E], contiguous, ties to even. Infinities
-        and NaN propagate as in IEEE 754 sums and products, but that the cast of `fp8` saturates infinities of a
-        gradient whose scale is given; with one that is found, all gradients are NaN.
+        and NaN propagate as in IEEE 754 sums and products, where a mask is a product with zero: a row of the gradient
+        that is not finite reaches keys it does not see, up to the end of a block. The cast of `fp8` saturates
+        infinities of a gradient whose scale is given; with one that is found, all gradients are NaN.
 
     Raises:
         TypeError: a dtype that has no kernel.
