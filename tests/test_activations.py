@@ -121,7 +121,8 @@ def test_a_definition_rounds_once_and_encodes_what_it_rounded() -> None:
 @pytest.mark.parametrize("forms", FORMS)
 @pytest.mark.parametrize("name", WORK)
 def test_every_form(name: str, forms: str) -> None:
-    check(WORK[name], operands(20, 33, count=WORK[name].operands), block=(16, 32), **FORMS[forms])
+    block = None if "stochastic" in forms else (16, 32)  # random integers take most of the interpreter's time
+    check(WORK[name], operands(20, 33, count=WORK[name].operands), block=block, **FORMS[forms])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
@@ -136,18 +137,18 @@ def test_special_values(name: str) -> None:
     check(WORK[name], special_pairs(WORK[name].operands), fmt="e5m2", overflow="infinity")
 
 
-@pytest.mark.parametrize("shape", [(1,), (63,), (1000,), (63, 1), (1, 63), (3, 17, 33), (2, 0, 5), ()])
+@pytest.mark.parametrize("shape", [(1,), (1000,), (63, 1), (3, 17, 33), (2, 0, 5), ()])
 @pytest.mark.parametrize("name", WORK)
 def test_sizes(name: str, shape: tuple[int, ...]) -> None:
     if "packed" in name and not shape:
         pytest.skip("a row holds both")
     tensors = operands(*shape, count=WORK[name].operands)
-    check(WORK[name], tensors, fmt="e4m3", amax=True)
-    check(WORK[name], tensors, fmt="e4m3", block=(1, 64), transpose=len(shape) > 2)
+    block = (1, 256) if shape == (1000,) else (32, 16)
+    check(WORK[name], tensors, fmt="e4m3", amax=True, block=block, transpose=len(shape) > 2)
 
 
 @pytest.mark.parametrize("view", VIEWS)
-@pytest.mark.parametrize("name", WORK)
+@pytest.mark.parametrize("name", ["gelu_backward", "silu_glu", "silu_glu_backward packed"])
 def test_any_strides(name: str, view: str) -> None:
     tensors = [VIEWS[view](part) for part in operands(6, 7, 8, count=WORK[name].operands)]
     if "packed" in name and tensors[0].ndim == 0:
@@ -295,12 +296,12 @@ def test_fakes_are_true(backend: str) -> None:
     x, gate, grad = map(on_device, operands(2, 5, 7, count=3))
     forms = (torch.bfloat16, "e4m3:TIES_TO_EVEN:SATURATE", 0.5, None, [True, True], None, 0, 0, 32, backend)
     library = torch.ops.fp8sim
-    for last in (forms, numbers_alone(torch.float32, backend)):
-        torch.library.opcheck(library.gelu.default, (x, "tanh", 1.0, 1.0, *last))
-        torch.library.opcheck(library.gelu_backward.default, (grad, x, "none", 1.0, 1.0, *last))
-        torch.library.opcheck(library.silu_glu.default, (x, gate, 1.0, 1.0, *last))
-        for packed in (False, True):
-            torch.library.opcheck(library.silu_glu_backward.default, (grad, x, gate, packed, 1.0, 1.0, *last))
+    alone = numbers_alone(torch.float32, backend)
+    torch.library.opcheck(library.gelu.default, (x, "tanh", 1.0, 1.0, *forms))
+    torch.library.opcheck(library.gelu_backward.default, (grad, x, "none", 1.0, 1.0, *alone))
+    torch.library.opcheck(library.silu_glu.default, (x, gate, 1.0, 1.0, *forms))
+    torch.library.opcheck(library.silu_glu_backward.default, (grad, x, gate, True, 1.0, 1.0, *forms))
+    torch.library.opcheck(library.silu_glu_backward.default, (grad, x, gate, False, 1.0, 1.0, *alone))
 
 
 X = torch.zeros(4, 4)
@@ -339,3 +340,32 @@ def test_meta_tensors_have_a_shape() -> None:
     y = ops.silu_glu_encode(torch.zeros(3, 8, device="meta"), None, "e4m3", transpose=True)
     assert y.transposed is not None
     assert (y.codes.shape, y.transposed.shape, y.numbers.shape) == ((3, 4), (4, 3), (3, 4))
+
+
+def test_recipes_give_the_factors() -> None:
+    """What the functions of the same name without `_encode` give, and their gradients."""
+    functional = fp8sim.functional
+    x, gate = (part.requires_grad_() for part in operands(6, 10, count=2))
+    pairs = [
+        (functional.gelu_encode(x, mult=1.5, values=x.dtype), functional.gelu(x, mult=1.5)),
+        (functional.silu_glu_encode(x, gate, mult=1.5, values=x.dtype), functional.silu_glu(x, gate, mult=1.5)),
+        (functional.gelu_encode(x, recipe="fp32", values=x.dtype), functional.gelu(x, recipe="fp32")),
+        (
+            functional.rms_norm_encode(x, gate[0], eps=1e-3, values=x.dtype),
+            functional.rms_norm(x, (10,), gate[0], 1e-3),
+        ),
+    ]
+    for encoded, expected in pairs:
+        torch.testing.assert_close(encoded.numbers, expected)
+        assert same_bits(encoded.codes, fp8sim.encode(encoded.numbers, "e4m3"))
+        gradients = (
+            torch.autograd.grad(y.square().sum(), (x, gate), allow_unused=True) for y in (encoded.numbers, expected)
+        )
+        for actual, wanted in zip(*gradients, strict=True):
+            torch.testing.assert_close(actual, wanted)
+    logits, target = operands(6, 10, count=1)[0].requires_grad_(), torch.arange(6)
+    losses = [
+        f(logits, target, label_smoothing=0.1) for f in (functional.fused_cross_entropy, functional.cross_entropy)
+    ]
+    torch.testing.assert_close(*losses)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, logits)[0] for loss in losses))
