@@ -6,6 +6,7 @@
 
 #include <ucontext.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
@@ -119,18 +120,31 @@ inline void run_fiber() {
     swapcontext(&running->context, &cluster->scheduler);
 }
 
-// Runs every fiber that can; whether there was one.
+// Runs a fiber until it waits; whether it could run at all.
+inline bool resume(Fiber& fiber) {
+    if (fiber.finished || (fiber.ready && !fiber.ready())) return false;
+    fiber.ready = nullptr;
+    running = &fiber;
+    swapcontext(&cluster->scheduler, &fiber.context);
+    if (!fiber.error.empty()) fault("thread " + std::to_string(fiber.thread) + ": " + fiber.error);
+    return true;
+}
+
+// Runs every warp as far as it gets without the others, so that they are as far apart as they may be; whether one could
+// run at all.
 inline bool take_turns() {
+    constexpr size_t kWarp = 32;
     bool progress = false;
     const size_t count = cluster->fibers.size();
-    for (size_t i = 0; i < count; ++i) {
-        Fiber& fiber = *cluster->fibers[cluster->backwards ? count - 1 - i : i];
-        if (fiber.finished || (fiber.ready && !fiber.ready())) continue;
-        fiber.ready = nullptr;
-        running = &fiber;
-        swapcontext(&cluster->scheduler, &fiber.context);
-        if (!fiber.error.empty()) fault("thread " + std::to_string(fiber.thread) + ": " + fiber.error);
-        progress = true;
+    for (size_t warp = 0; warp < count; warp += kWarp) {
+        bool again = true;
+        while (again) {
+            again = false;
+            for (size_t i = warp; i < std::min(warp + kWarp, count); ++i) {
+                again |= resume(*cluster->fibers[cluster->backwards ? count - 1 - i : i]);
+            }
+            progress |= again;
+        }
     }
     return progress;
 }
