@@ -456,6 +456,22 @@ def test_attention_has_the_bits_of_its_plan(dtype, width, mask):
         torch.testing.assert_close(lse.cpu(), expected.lse, rtol=2.0**-21, atol=2.0**-21)
 
 
+@pytest.mark.parametrize("mask", [{}, {"is_causal": True}, {"window": 500, "lower_right": True}], ids=str)
+@pytest.mark.parametrize("width", [64, 80, 128, 256])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn], ids=str)
+def test_cuda_attention_has_the_bits_of_its_plan(cuda, dtype, width, mask):
+    """`test_cuda_attention` runs the source on a CPU; here the instructions are the real ones. More than one wave."""
+    from fp8sim.cuda.attention import attention, plan_of
+
+    q, k, v = attention_of_integers(3000, 1100, width, dtype)
+    plan = plan_of(dtype, torch.cuda.get_device_capability(), width)
+    options = {"plan": plan, "scale": math.log(2), "value_scale_inv": 0.3, **mask}
+    output, lse = attention(q.cuda(), k.cuda(), v.cuda(), dtype=torch.float32, **options)
+    expected = simulated_attention(q, k, v, **options)
+    assert torch.equal(*bits_of_both(output, expected.output))
+    torch.testing.assert_close(lse.cpu(), expected.lse, rtol=2.0**-21, atol=2.0**-21)
+
+
 @pytest.mark.parametrize("dtype", ATTENTION_DTYPES)
 def test_packed_attention_has_the_bits_of_its_plan(dtype):
     kernels = pytest.importorskip("fp8sim.triton_kernels.attention")
