@@ -101,9 +101,9 @@ _HOPPER_CONFIGS = {
 """By the operands' element size and the padded width of a head."""
 
 _AMPERE_CONFIGS = {
-    64: [Config(128, 64), Config(128, 128)],
+    64: [Config(128, 64), Config(64, 64, 4)],
     128: [Config(128, 32, num_stages=3), Config(64, 32, 4, 3)],
-    256: [Config(64, 64, num_stages=1), Config(64, 32)],
+    256: [Config(64, 32)],
 }
 """By the padded width of a head: FP8 is widened before it is loaded."""
 
