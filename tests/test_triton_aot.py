@@ -78,7 +78,7 @@ REGISTERS = {
 """Registers per thread at most, as of Triton 3.6.0. These kernels are compiled in every test run."""
 
 SPILLS = {
-    "sm_90 attention backward over queries e4m3 256": 112,
+    "sm_90 attention backward over queries e4m3 256": 152,
 }
 """Bytes of the stack at most, where registers spill and no tiles are known with which they do not."""
 
