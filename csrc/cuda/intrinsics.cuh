@@ -79,12 +79,13 @@ FP8SIM_DEVICE void barrier_expect(uint32_t barrier, uint32_t bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
 
-// Arrives at the barrier at the same place in the shared memory of the cluster's block `rank`.
+// Arrives at the barrier at the same place in the shared memory of the cluster's block `rank`. What has to be over before
+// are products, which were waited for: a release to the whole cluster would wait for all memory instead.
 FP8SIM_DEVICE void barrier_arrive(uint32_t barrier, int rank) {
     asm volatile(
         "{\n\t.reg .b32 remote;\n\t"
         "mapa.shared::cluster.u32 remote, %0, %1;\n\t"
-        "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n\t}" ::"r"(barrier),
+        "mbarrier.arrive.shared::cluster.b64 _, [remote];\n\t}" ::"r"(barrier),
         "r"(rank)
         : "memory");
 }
