@@ -88,7 +88,7 @@ OPTIONS = {
         "output_factor": 1.7,
         "grad_factors": (0.7, 1.1, 1.3),
     },
-    "packed": {"is_causal": True, "cu_seqlens_q": starts(50, 0, 79, 1), "cu_seqlens_k": starts(60, 20, 69, 1)},
+    "packed": {"is_causal": True, "cu_seqlens_q": starts(50, 0, 49, 1), "cu_seqlens_k": starts(60, 10, 59, 1)},
 }
 SHAPES = {
     "ragged": {},
