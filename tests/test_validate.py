@@ -546,7 +546,7 @@ def test_an_empty_text_is_refused(
 
 
 def test_backends_name_what_is_missing() -> None:
-    with pytest.raises(ValueError, match="unknown operation 'sort': use one of cast, decode, encode"):
+    with pytest.raises(ValueError, match="unknown operation 'sort': use one of .*cast, .*decode, encode"):
         backends.rows("sort")
     with pytest.raises(ValueError, match="cast has no backend 'tpu': use one of simulate"):
         backends.row("cast", "tpu")
