@@ -3,6 +3,7 @@
 import importlib.util
 import os
 from collections.abc import Iterator
+from types import ModuleType
 
 import hypothesis
 import pytest
@@ -45,3 +46,9 @@ def any_isa() -> Iterator[None]:
     chosen = _core.isa()
     yield
     _core.set_isa(chosen)
+
+
+@pytest.fixture(scope="session")
+def cuda() -> ModuleType:
+    """The extension with the CUDA kernels."""
+    return pytest.importorskip("fp8sim._cuda", reason="fp8sim was built without nvcc")

@@ -1,6 +1,6 @@
 """`fp8sim._cuda` without a GPU: it builds, imports and checks its arguments; its machine code and arithmetic are right.
 
-What needs a device is in test_hardware.py. The arithmetic is compiled for the host from the same sources and compared
+What needs a device is in test_hardware*.py. The arithmetic is compiled for the host from the same sources and compared
 with `fp8sim._core`, bit for bit.
 """
 
@@ -37,11 +37,6 @@ def nvcc_is_found() -> bool:
 @pytest.mark.skipif(not nvcc_is_found(), reason="no nvcc on PATH, or FP8SIM_CUDA=0")
 def test_module_is_built_where_nvcc_is():
     assert importlib.util.find_spec("fp8sim._cuda"), "nvcc is here: run `make clean install`"
-
-
-@pytest.fixture(scope="module")
-def cuda():
-    return pytest.importorskip("fp8sim._cuda", reason="fp8sim was built without nvcc")
 
 
 GOOD_CAST = {"source": SOMEWHERE, "target": ELSEWHERE, "size": 1, "dtype": "float32", "conversion": E4M3}

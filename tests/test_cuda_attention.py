@@ -1,16 +1,15 @@
 """Do the CUDA kernels of attention compute what their plan says?
 
 Their source runs on a CPU (`cuda_on_host`), on every order of events that its barriers allow. Base-2 logits are
-integers throughout, where 2^x is exact, so that every bit is the simulator's. On a GPU, test_hardware.py asks the same
-of the real instructions.
+integers throughout, where 2^x is exact, so that every bit is the simulator's. On a GPU, test_hardware_attention.py asks
+the same of the real instructions.
 """
 
 import math
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from cuda_on_host import SCHEDULES, StandIn, build
+from cuda_on_host import SCHEDULES, StandIn, build_all
 
 from fp8sim.cuda.attention import attention, plan_of
 from fp8sim.simulate.attention import attention as simulated
@@ -25,10 +24,7 @@ of_every_dtype = pytest.mark.parametrize("dtype", [FP16, BF16, E4M3], ids=str)
 
 @pytest.fixture(scope="session")
 def libraries(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("attention_on_host")
-    names = ["attention_wgmma", "attention_mma"]
-    with ThreadPoolExecutor() as pool:
-        return dict(zip(names, pool.map(lambda name: build(name, folder), names), strict=True))
+    return build_all(["attention_wgmma", "attention_mma"], tmp_path_factory.mktemp("attention_on_host"))
 
 
 @pytest.fixture

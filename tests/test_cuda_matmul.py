@@ -1,16 +1,16 @@
 """Do the CUDA kernels of matrix products compute, tile by tile, what their plan says?
 
 Their source runs on a CPU (`cuda_on_host`), on every order of events that its barriers allow: with all copies and
-products as early as they may be, and as late. On a GPU, test_hardware.py asks the same of the real instructions.
+products as early as they may be, and as late. On a GPU, test_hardware_products.py asks the same of the real
+instructions.
 """
 
 import ctypes
 import itertools
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from cuda_on_host import SCHEDULES, StandIn, build
+from cuda_on_host import SCHEDULES, StandIn, build_all
 
 import fp8sim
 from fp8sim.cuda import matmul as kernels
@@ -26,10 +26,7 @@ PAIRS = [*itertools.product((E4M3, E5M2), repeat=2), (FP16, FP16), (BF16, BF16)]
 
 @pytest.fixture(scope="session")
 def libraries(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("cuda_on_host")
-    names = ["wgmma", "mma"]
-    with ThreadPoolExecutor() as pool:
-        return dict(zip(names, pool.map(lambda name: build(name, folder), names), strict=True))
+    return build_all(["wgmma", "mma"], tmp_path_factory.mktemp("cuda_on_host"))
 
 
 @pytest.fixture

@@ -21,11 +21,6 @@ SOMEWHERE, ELSEWHERE = 1 << 20, 1 << 24
 
 
 @pytest.fixture(scope="module")
-def cuda() -> Any:
-    return pytest.importorskip("fp8sim._cuda", reason="fp8sim was built without nvcc")
-
-
-@pytest.fixture(scope="module")
 def kernels(cuda: Any) -> list[Kernel]:
     return device.kernels()
 

@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import subprocess
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,12 @@ def build(name: str, folder: Path) -> ctypes.CDLL:
     paths = [f"-I{HERE}", f"-I{HERE.parents[1] / 'csrc'}"]
     subprocess.run(["g++", *flags, *paths, str(HERE / source), "-o", str(library)], check=True)
     return ctypes.CDLL(str(library))
+
+
+def build_all(names: Sequence[str], folder: Path) -> dict[str, ctypes.CDLL]:
+    """Several of them, compiled side by side."""
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(names, pool.map(lambda name: build(name, folder), names), strict=True))
 
 
 class Matrices(ctypes.Structure):
