@@ -242,6 +242,8 @@ def test_hopper_multiplies_by_wgmma(cuda, kernels):
         assert {o: n for o, n in code.items() if o.startswith("UTMALDG")} == loads, name
         assert code["USETMAXREG.TRY_ALLOC.CTAPOOL"] == code["USETMAXREG.DEALLOC.CTAPOOL"] == 1, name
         assert any(o.startswith("STG.E.128") for o in code), name
+        # A barrier that orders more than it must waits for all memory, or empties the cache: only clusters that meet do.
+        assert (code["MEMBAR.ALL.GPU"], code["CCTL.IVALL"]) == (2, 2), name
 
 
 def test_ampere_multiplies_by_mma(cuda, kernels):
@@ -265,6 +267,7 @@ def test_hopper_attends_by_wgmma(cuda, kernels):
         products = {kind.format(columns).rstrip(".") for columns in (keys, features)}
         assert {o for o in code if "MMA" in o} == products, name
         assert {o for o in code if o.startswith("UTMALDG")} == {"UTMALDG.4D"}, name
+        assert (code["MEMBAR.ALL.GPU"], code["CCTL.IVALL"]) == (0, 0), name
         assert code["USETMAXREG.TRY_ALLOC.CTAPOOL"] == code["USETMAXREG.DEALLOC.CTAPOOL"] == 1, name
 
 

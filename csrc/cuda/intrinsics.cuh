@@ -96,7 +96,7 @@ FP8SIM_DEVICE void barrier_wait(uint32_t barrier, uint32_t parity) {
     while (ended == 0) {
         asm volatile(
             "{\n\t.reg .pred ended;\n\t"
-            "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 ended, [%1], %2;\n\t"
+            "mbarrier.try_wait.parity.shared::cta.b64 ended, [%1], %2;\n\t"
             "selp.u32 %0, 1, 0, ended;\n\t}"
             : "=r"(ended)
             : "r"(barrier), "r"(parity)
