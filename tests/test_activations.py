@@ -309,6 +309,7 @@ ERRORS = {
     "dtype": (lambda: ops.gelu_encode(X.double(), "e4m3"), TypeError, "x must be a torch tensor of float32, float16"),
     "kernel's dtype": (lambda: kernels.gelu(X.double()), TypeError, "x must be .* got torch.float64: use .float()"),
     "approximation": (lambda: ops.gelu_encode(X, "e4m3", approximate="erf"), ValueError, "approximate='erf': use"),
+    "values": (lambda: ops.gelu_encode(X, "e4m3", values=torch.int32), TypeError, "values=torch.int32: torch.float32"),
     "gate's shape": (
         lambda: ops.silu_glu_encode(X, X[:2], "e4m3"),
         ValueError,

@@ -252,13 +252,26 @@ ERRORS = {
     "groups": (lambda: attention(Q, Q[:, :2], Q[:, :2]), ValueError, "4 heads and key 2: pass enable_gqa=True"),
     "shapes": (lambda: attention(Q, Q[..., :4], Q), ValueError, r"got \[\[1, 4, 8, 16\], \[1, 4, 8, 4\]"),
     "float32": (lambda: attention(*[Q.float()] * 3), TypeError, "value is float32, .* plan='bf16'"),
-    "float64": (lambda: attention(Q.double(), Q, Q), TypeError, "query is torch.float64: expected float32"),
+    "float64": (
+        lambda: attention(Q.double(), Q, Q),
+        TypeError,
+        "query is torch.float64: expected a torch tensor of float32",
+    ),
     "gradient": (
         lambda: attention(Q.to(E4M3).requires_grad_(), Q, Q),
         TypeError,
         "query is torch.float8_e4m3fn and requires a gradient",
     ),
     "plan": (lambda: attention(Q, Q, Q, plan="fa5"), ValueError, "attention plan 'fa5'"),
+    "no plan": (lambda: attention(Q, Q, Q, plan=""), ValueError, "plan='': an AttentionPlan"),
+    "number": (lambda: attention(Q, Q, Q, plan=3), ValueError, "plan=3: an AttentionPlan"),
+    "array": (lambda: attention(Q.float().numpy(), Q, Q), TypeError, "query is ndarray: expected a torch tensor"),
+    "device": (lambda: attention(Q, Q.to("meta"), Q), ValueError, "key is on meta and query on"),
+    "window": (lambda: attention(Q, Q, Q, window=2.5), TypeError, "window=2.5: a whole number"),
+    "dtype": (lambda: attention(Q, Q, Q, dtype=torch.int32), TypeError, "dtype=torch.int32: the output is"),
+    "zero": (lambda: attention(Q, Q, Q, query_scale_inv=0.0), ValueError, "query_scale_inv=0.0: a positive"),
+    "NaN": (lambda: attention(Q, Q, Q, value_scale_inv=math.nan), ValueError, "value_scale_inv=nan: a positive"),
+    "FP8": (lambda: attention(Q, Q, Q, fp8_backward=True), ValueError, "fp8_backward=True multiplies operands in FP8"),
     "scale": (lambda: attention(Q, Q, Q, scale=-1.0), ValueError, "scale=-1.0: must be positive"),
     "attention part": (
         lambda: fp8sim.functional.scaled_dot_product_attention(Q, Q, Q, plan="bf16", root_softmax=True),
@@ -266,6 +279,16 @@ ERRORS = {
         "plan=bf16: not with root_softmax",
     ),
 }
+
+
+@pytest.mark.parametrize(("length", "keys"), [(0, 3), (3, 0), (0, 0)])
+def test_without_queries_or_keys(backend, length, keys):
+    q, k, v = operands(length, keys, groups=2)
+    output = attention(q, k, v, plan="bf16")
+    assert output.shape == (2, 2, length, 32)
+    assert not output.any()  # rows that see no key are 0
+    gradients = torch.autograd.grad(output.sum(), (q, k, v))
+    assert all(not grad.any() for grad in gradients)
 
 
 @pytest.mark.parametrize("case", ERRORS)

@@ -221,6 +221,8 @@ ERRORS = {
     "weight": (lambda: cross_entropy(X, Y, torch.ones(4)), ValueError, r"weight must be \[5\]"),
     "reduction": (lambda: cross_entropy(X, Y, reduction="max"), ValueError, "reduction='max': use one of mean, sum"),
     "mult": (lambda: cross_entropy(X, Y, mult=0.0), ValueError, "mult=0.0, label_smoothing=0.0: expected above 0"),
+    "infinite": (lambda: cross_entropy(X, Y, mult=float("inf")), ValueError, "mult=inf, .* and finite"),
+    "z_loss": (lambda: cross_entropy(X, Y, z_loss=float("nan")), ValueError, "z_loss=nan: expected a finite"),
     "smoothing": (lambda: cross_entropy(X, Y, label_smoothing=1.5), ValueError, "label_smoothing=1.5"),
     "leaf": (
         lambda: cross_entropy(X.clone().requires_grad_(), Y, in_place=True),

@@ -232,3 +232,9 @@ def test_checkpointing_recomputes_the_same_bits() -> None:
     assert plain is not None
     assert x.grad is not None
     assert torch.equal(plain, x.grad)
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 5), (2, 2, 4, 5)])
+def test_leading_dimensions_that_do_not_broadcast_are_an_error(shape):
+    with pytest.raises(ValueError, match="leading dimensions of a .* do not broadcast"):
+        matmul(torch.ones(shape), torch.ones(4, 5, 6), recipe="fp8_naive")

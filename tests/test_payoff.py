@@ -80,6 +80,10 @@ def test_unknown_devices_and_wrong_arguments_are_errors() -> None:
         fp8sim.will_fp8_pay(1, 1, 1, "NVIDIA H100 PCIe")
     with pytest.raises(ValueError, match="M=1, N=0, K=1: sizes of 1 or more"):
         fp8sim.will_fp8_pay(1, 0, 1, "H100")
+    with pytest.raises(ValueError, match="M=10.5, N=1, K=1: sizes of 1 or more, in whole numbers"):
+        fp8sim.will_fp8_pay(10.5, 1, 1, "H100")  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match="device='H100': kernels are measured on a CUDA device"):
+        fp8sim.will_fp8_pay(1, 1, 1, "H100", measure=True)
     with pytest.raises(ValueError, match="measure=True and rates=: give one"):
         fp8sim.will_fp8_pay(1, 1, 1, measure=True, rates=SIMPLE)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from dataclasses import dataclass
 
 import torch
@@ -101,8 +102,8 @@ def will_fp8_pay(
         ValueError: a size below 1, a device without rates; `measure` and `rates` together.
         RuntimeError: nothing can be measured here.
     """
-    if min(M, N, K) < 1:
-        raise ValueError(f"M={M}, N={N}, K={K}: sizes of 1 or more")
+    if not all(isinstance(size, numbers.Integral) for size in (M, N, K)) or min(M, N, K) < 1:
+        raise ValueError(f"M={M!r}, N={N!r}, K={K!r}: sizes of 1 or more, in whole numbers")
     if measure and rates is not None:
         raise ValueError("measure=True and rates=: give one of them")
     found = rates or (measure_rates(M, N, K, device) if measure else rates_of(device))

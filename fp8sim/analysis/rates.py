@@ -124,13 +124,13 @@ def measure_rates(
     """
     from fp8sim import backends
 
+    if timer is None and device is not None and str(device).split(":")[0] != "cuda":
+        raise RuntimeError(f"device={str(device)!r}: kernels are measured on a CUDA device here, 'cuda' or None")
     backends.row("gemm", "triton").load()
     from fp8sim.triton_kernels import matmul, tuning
     from fp8sim.triton_kernels.encode_scaled import encode_scaled
 
     where = torch.device("cuda" if device is None else device)
-    if timer is None and where.type != "cuda":
-        raise RuntimeError(f"device={device}: kernels are measured on a CUDA device")
     a, b = (torch.randn(rows, k, device=where).to(torch.bfloat16) for rows in (m, n))
     capability = matmul.capability_of(a)
     left, right = (encode_scaled(x, "e4m3")[0].view(torch.float8_e4m3fn) for x in (a, b))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -229,10 +230,17 @@ def scaled_dot_product_attention(
         RuntimeError: no kernel runs on the device; the message says what it needs.
     """
     _check(query, key, value, attn_mask, dropout_p, enable_gqa)
+    _check_options(plan, window, dtype)
     order, target = _resolved(plan, str(value.dtype).removeprefix("torch."))
     factors = [float(x) for x in (query_scale_inv, key_scale_inv, value_scale_inv)]
-    matrices = [x.reshape(-1, *x.shape[-3:]) for x in (query, key, value)]
+    _check_factors(factors)
+    batch = math.prod(query.shape[:-3])
+    matrices = [x.reshape(batch, *x.shape[-3:]) for x in (query, key, value)]
     cast = [_stored(x, target, factor) for x, factor in zip(matrices, factors, strict=True)]
+    if fp8_backward and not all(x.dtype in _FLOAT8 for x in cast):
+        raise ValueError(
+            f"fp8_backward=True multiplies operands in FP8, got {[str(x.dtype) for x in cast]}: pass plan='fa3.fp8'"
+        )
     options = _Options(
         float(query.shape[-1] ** -0.5 if scale is None else scale),
         is_causal,
@@ -298,8 +306,13 @@ def _check(
             "fp8sim.functional.scaled_dot_product_attention without a plan takes both"
         )
     for name, x in (("query", query), ("key", key), ("value", value)):
-        if x.dtype not in (*_FLOATS, *_FLOAT8):
-            raise TypeError(f"{name} is {x.dtype}: expected float32, float16, bfloat16, float8_e4m3fn or float8_e5m2")
+        if not isinstance(x, torch.Tensor) or x.dtype not in (*_FLOATS, *_FLOAT8):
+            got = x.dtype if isinstance(x, torch.Tensor) else type(x).__name__
+            raise TypeError(
+                f"{name} is {got}: expected a torch tensor of float32, float16, bfloat16, float8_e4m3fn or float8_e5m2"
+            )
+        if x.device != query.device:
+            raise ValueError(f"{name} is on {x.device} and query on {query.device}: move one with .to()")
         if x.dtype in _FLOAT8 and x.requires_grad:
             raise TypeError(f"{name} is {x.dtype} and requires a gradient, which FP8 tensors do not get: detach it")
     shapes = [list(x.shape) for x in (query, key, value)]
@@ -314,3 +327,18 @@ def _check(
             f"query has {heads} heads and key {groups}: pass enable_gqa=True if each key serves several, whose number "
             f"divides the query's"
         )
+
+
+def _check_options(plan: Any, window: Any, dtype: Any) -> None:
+    if plan is not None and not (isinstance(plan, AttentionPlan) or (isinstance(plan, str) and plan)):
+        raise ValueError(f"plan={plan!r}: an AttentionPlan, its text or a name, such as 'fa3.fp8', or None")
+    if window is not None and not isinstance(window, (int, torch.SymInt)):
+        raise TypeError(f"window={window!r}: a whole number of keys, 1 or more, or None")
+    if dtype is not None and dtype not in _FLOATS:
+        raise TypeError(f"dtype={dtype!r}: the output is torch.float32, float16 or bfloat16; convert it with .to()")
+
+
+def _check_factors(factors: list[float]) -> None:
+    for operand, factor in zip(("query", "key", "value"), factors, strict=True):
+        if not 0 < factor < math.inf:
+            raise ValueError(f"{operand}_scale_inv={factor}: a positive finite number, 1 for numbers as they are")

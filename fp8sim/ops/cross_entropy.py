@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -137,8 +138,10 @@ def cross_entropy(
     _require(logits, target, weight)
     if reduction not in _REDUCTIONS:
         raise ValueError(f"reduction={reduction!r}: use one of {', '.join(_REDUCTIONS)}")
-    if not mult > 0 or not 0 <= label_smoothing <= 1:
-        raise ValueError(f"mult={mult}, label_smoothing={label_smoothing}: expected above 0, and 0 to 1")
+    if not 0 < mult < math.inf or not 0 <= label_smoothing <= 1:
+        raise ValueError(f"mult={mult}, label_smoothing={label_smoothing}: expected above 0 and finite, and 0 to 1")
+    if not abs(z_loss) < math.inf:
+        raise ValueError(f"z_loss={z_loss}: expected a finite number, 0 for none")
     if in_place and logits.is_leaf and logits.requires_grad:
         raise ValueError("in_place=True would overwrite logits, a leaf that requires a gradient: pass in_place=False")
     inverse = _counted(target, weight, ignore_index).reciprocal() if reduction == "mean" else None

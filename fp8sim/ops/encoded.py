@@ -81,6 +81,8 @@ def form_arguments(
     random_bits: int = 32,
 ) -> tuple[Any, ...]:
     """The arguments `FORMS` of the registered operation `op` on x [..., R, C]. Errors as for `encode_scaled`."""
+    if values not in (None, torch.float32, torch.float16, torch.bfloat16):
+        raise TypeError(f"values={values!r}: torch.float32, float16 or bfloat16, which carry a gradient, or None")
     policy, mode = policy_text(fmt, rounding, overflow)
     if transpose and x.ndim < 2:
         raise ValueError(f"x has shape {list(x.shape)}: transpose=True takes two axes or more; reshape it")

@@ -280,6 +280,9 @@ def check_shapes(a: torch.Tensor, b: torch.Tensor) -> None:
     """ValueError unless a [..., M, K] and b [..., K, N] fit."""
     if a.ndim < 2 or b.ndim < 2 or a.shape[-1] != b.shape[-2]:
         raise ValueError(f"matmul takes a [..., M, K] and b [..., K, N], got a {list(a.shape)} and b {list(b.shape)}")
+    pairs = zip(reversed(a.shape[:-2]), reversed(b.shape[:-2]), strict=False)
+    if any(x != y and x != 1 and y != 1 for x, y in pairs):
+        raise ValueError(f"leading dimensions of a {list(a.shape)} and b {list(b.shape)} do not broadcast: reshape one")
 
 
 def _check_alike(a: torch.Tensor, b: torch.Tensor) -> None:
