@@ -370,3 +370,18 @@ def test_recipes_give_the_factors() -> None:
     ]
     torch.testing.assert_close(*losses)
     torch.testing.assert_close(*(torch.autograd.grad(loss, logits)[0] for loss in losses))
+
+
+@pytest.mark.parametrize("shape", [(0, 10), (6, 0), (2, 0, 3), (0, 0)])
+@pytest.mark.parametrize("backend", ["simulate", "triton"])
+def test_matrices_without_elements(shape: tuple[int, ...], backend: str) -> None:
+    x = torch.zeros(shape, device=DEVICE if backend == "triton" else "cpu", requires_grad=True)
+    with fp8sim.use_backend(backend):
+        found = ops.gelu_encode(x, "e4m3", transpose=True, amax=True)
+        found.numbers.sum().backward()
+    assert found.codes.shape == x.shape
+    assert found.transposed is not None
+    assert found.transposed.shape == x.mT.shape
+    assert found.amax == 0
+    assert x.grad is not None
+    assert x.grad.shape == x.shape

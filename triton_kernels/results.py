@@ -6,6 +6,7 @@ floating-point dtype, and what `encode_scaled` gives of them. So codes are those
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -254,7 +255,7 @@ def matrix_rows(argument: str, x: torch.Tensor) -> torch.Tensor:
         got = getattr(x, "dtype", type(x).__name__)
         raise TypeError(f"{argument} must be a torch tensor of float32, float16 or bfloat16, got {got}: use .float()")
     require_device(argument, x)
-    rows = x.detach().resolve_neg().reshape(-1, x.shape[-1] if x.ndim else 1)
+    rows = x.detach().resolve_neg().reshape(math.prod(x.shape[:-1]), x.shape[-1] if x.ndim else 1)
     return rows if rows.stride(1) == 1 or rows.shape[1] == 1 else rows.contiguous()
 
 
