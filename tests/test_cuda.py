@@ -242,7 +242,7 @@ def test_hopper_multiplies_by_wgmma(cuda, kernels):
         assert {o: n for o, n in code.items() if o.startswith("UTMALDG")} == loads, name
         assert code["USETMAXREG.TRY_ALLOC.CTAPOOL"] == code["USETMAXREG.DEALLOC.CTAPOOL"] == 1, name
         assert any(o.startswith("STG.E.128") for o in code), name
-        # A barrier that orders more than it must waits for all memory, or empties the cache: only clusters that meet do.
+        # A barrier that orders more than it must waits for all memory or empties the cache: only clusters that meet do.
         assert (code["MEMBAR.ALL.GPU"], code["CCTL.IVALL"]) == (2, 2), name
 
 
