@@ -238,3 +238,9 @@ def test_checkpointing_recomputes_the_same_bits() -> None:
 def test_leading_dimensions_that_do_not_broadcast_are_an_error(shape):
     with pytest.raises(ValueError, match="leading dimensions of a .* do not broadcast"):
         matmul(torch.ones(shape), torch.ones(4, 5, 6), recipe="fp8_naive")
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (4,), (5, 1)])
+def test_a_bias_of_another_shape_is_an_error_and_not_broadcast(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"bias has shape .*: expected \[O\] = \[5\]"):
+        linear(torch.randn(3, 4), torch.randn(5, 4), torch.randn(shape))

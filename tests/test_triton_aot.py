@@ -6,6 +6,8 @@ instructions if the accumulation is asked for in the wrong way.
 
 import json
 import re
+import subprocess
+import sys
 from collections import Counter
 
 import pytest
@@ -118,6 +120,17 @@ LOADS = {"sm_80": r"LDGSTS\.E\.BYPASS\.128", "sm_90": r"UTMALDG\.[24]D"}
 
 triton_aot.define_cases()
 REST = sorted(set(triton_aot.CASES) - {*REGISTERS, FAULTY})
+
+
+def test_cases_are_named_alike_where_they_are_compiled():
+    """There the interpreter is off, which must not change what is offered."""
+    command = [
+        sys.executable,
+        "-c",
+        "import triton_aot; triton_aot.define_cases(); print(*triton_aot.CASES, sep='\\n')",
+    ]
+    done = subprocess.run(command, env=triton_aot.environment(), capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == list(triton_aot.CASES)
 
 
 @pytest.fixture(scope="module")

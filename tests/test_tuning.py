@@ -153,7 +153,7 @@ def test_casts_are_launched_as_measured_with_the_same_bits(tmp_path, monkeypatch
         tiles.clear(), configs.clear()
         assert all(map(torch.equal, run(), expected))
     assert configs == [encode_scaled._choices(None, x.numel(), transpose)[2] for transpose in (False, True)]
-    assert tiles == [quantize.offered((130, 300, 130, 1, 32))[2]]
+    assert tiles == [quantize._choices((130, 300, 130, 1, 32))[2]]
 
 
 KINDS = [

@@ -55,14 +55,19 @@ def compile_all(names: list[str], cache: Path) -> dict[str, dict[str, Any]]:
 
     A kernel that fails to compile gives {"error": ...}.
     """
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    environment |= {"TRITON_CACHE_DIR": str(cache), "PYTHONPATH": str(Path(__file__).parent)}
     command = [sys.executable, "-m", "triton_aot", *names]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    variables = environment() | {"TRITON_CACHE_DIR": str(cache)}
+    done = subprocess.run(command, env=variables, capture_output=True, text=True)
     if done.returncode != 0:
         raise RuntimeError(f"compiling kernels failed:\n{done.stderr[-4000:]}")
     reports: dict[str, dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
     return reports
+
+
+def environment() -> dict[str, str]:
+    """Of a process that compiles: it finds this module, and interprets nothing."""
+    kept = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    return kept | {"PYTHONPATH": str(Path(__file__).parent)}
 
 
 def define_cases() -> None:

@@ -253,7 +253,7 @@ def _quantized(
     if tile is None:
         options = {"quantizer": quantizer, "x": x.dtype, "random": random.bits, "hardware": hardware is not None}
         run = partial(_quantized, x, blocks, quantizer, random, hardware)
-        tile = tuning.pick("quantize", x.device, options, (x.numel(),), offered(blocks), run)
+        tile = tuning.pick("quantize", x.device, options, (x.numel(),), _choices(blocks), run)
     cut = _Cut.of(blocks, tile)
     rule, store = scale_constants(quantizer.format, spec)
     codes = torch.empty(x.shape, dtype=getattr(torch, code_dtype(quantizer.format)), device=x.device)
@@ -326,7 +326,7 @@ class _Cut(NamedTuple):
         if flat:
             matrices, rows, columns = 1, 1, matrices * rows * columns
         number = matrices * triton.cdiv(rows, block_rows) * triton.cdiv(columns, block_columns)
-        limit = offered(blocks)[0] if tile is None else _checked(tile)
+        limit = _choices(blocks)[0] if tile is None else _checked(tile)
         wide = min(triton.next_power_of_2(block_columns), limit)
         # Narrow blocks that do not fit have neighbours in the program, whose elements are neighbours in memory.
         tall = min(triton.next_power_of_2(block_rows), max(limit // max(wide, 64), 1))
@@ -358,9 +358,12 @@ def offered(blocks: tuple[int, int, int, int, int]) -> list[int]:
     """Elements per program for blocks as of `Granularity.blocks`: all worth a measurement, the default first."""
     size = _filled(blocks[3], blocks[4])
     default = size if TILE < size <= LARGEST_TILE else TILE
-    if interpreter.is_enabled():
-        default = _INTERPRETED_TILE
     return [default, *(tile for tile in TILES if tile != default and (tile >= size or size > LARGEST_TILE))]
+
+
+def _choices(blocks: tuple[int, int, int, int, int]) -> list[int]:
+    """`offered`; before them in the interpreter its own default, which is large."""
+    return [_INTERPRETED_TILE, *offered(blocks)] if interpreter.is_enabled() else offered(blocks)
 
 
 def _filled(rows: int, columns: int) -> int:

@@ -319,6 +319,8 @@ def linear(
             f"linear takes input [..., I] and weight [O, I], got input {list(input.shape)} and weight "
             f"{list(weight.shape)}"
         )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias has shape {list(bias.shape)}: expected [O] = [{weight.shape[0]}], the rows of weight")
     input, weight = autocast(input, weight)
     _check_alike(input, weight)
     output: torch.Tensor = _Linear.apply(input, weight, *_resolved(input, recipe, scales, name))  # type: ignore[no-untyped-call]
