@@ -25,7 +25,7 @@ FP8SIM_DEVICE float exp2_of(float x) {
     return y;
 }
 
-// log2 of a positive normal number, within 2^-22, exact where it is a power of two.
+// log2 of a positive normal number, within 2^-22.
 FP8SIM_DEVICE float log2_of(float x) {
     float y;
     asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));

@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "core/format.hpp"
+#include "cuda/fragments.hpp"
 
 #if defined(__CUDACC__)
 #define FP8SIM_HOST_DEVICE __host__ __device__ __forceinline__
@@ -28,13 +28,17 @@ FP8SIM_HD constexpr Place wgmma_result(int thread, int i) {
     return {16 * (thread / 32) + thread % 32 / 4 + 8 * (i / 2 % 2), 8 * (i / 4) + 2 * (thread % 4) + i % 2};
 }
 
-// The operands of mma m16n8k16 (PTX ISA, "Matrix fragments for mma.m16n8k16"): the first of both neighbouring numbers
-// in register `i` of a lane. a is [row, k]; b is [column, k].
-FP8SIM_HD constexpr Place mma_a(int lane, int i) { return {lane / 4 + 8 * (i % 2), 2 * (lane % 4) + 8 * (i / 2)}; }
-FP8SIM_HD constexpr Place mma_b(int lane, int i) { return {lane / 4, 2 * (lane % 4) + 8 * i}; }
+// The operands of mma m16n8k16: the first of both neighbouring numbers in register `i` of a lane. a is [row, k]; b is
+// [column, k].
+FP8SIM_HD constexpr Place first_of(const WordPlace& pair) { return {pair.row, 2 * pair.word}; }
+FP8SIM_HD constexpr Place mma_a(int lane, int i) { return first_of(fragment_a(lane, i, 16)); }
+FP8SIM_HD constexpr Place mma_b(int lane, int i) { return first_of(fragment_b(lane, i)); }
 
 // Its result: register `i`, one number.
-FP8SIM_HD constexpr Place mma_result(int lane, int i) { return {lane / 4 + 8 * (i / 2), 2 * (lane % 4) + i % 2}; }
+FP8SIM_HD constexpr Place mma_result(int lane, int i) {
+    const WordPlace at = fragment_d(lane, i, false);
+    return {at.row, at.word};
+}
 
 // Rows of 128 bytes whose 16-byte chunks the copy engine permutes within each 8 rows (CU_TENSOR_MAP_SWIZZLE_128B). The
 // pattern is one of addresses: a tile starts at a multiple of 1024 bytes.

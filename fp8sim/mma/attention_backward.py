@@ -13,6 +13,7 @@ import torch
 
 from fp8sim import formats
 from fp8sim.mma import plans
+from fp8sim.mma.attention import base2_scale
 from fp8sim.mma.plans import GemmPlan
 
 _HOPPER = GemmPlan("sm90.wgmma")
@@ -178,7 +179,7 @@ class BackwardFactors:
             raise ValueError(f"scale={scale}: must be positive")
         query, key, value = scale_inv
         products = (
-            scale * query * key * math.log2(math.e),
+            base2_scale(scale, query, key),
             output_factor * value,
             scale * key * grad_factors[0],
             scale * query * grad_factors[1],
