@@ -70,7 +70,7 @@ HEADLINES = (
         Headline(
             f"FP8 linear, forward + backward, {inputs} to {outputs}",
             "linear",
-            f"linear forward and backward, 16384 tokens, {inputs} to {outputs}",
+            f"linear forward and backward, 16384 tokens, {inputs} to {outputs}, triton",
             LINEAR,
         )
         for inputs, outputs in ((4096, 14336), (8192, 8192))

@@ -8,6 +8,7 @@ of the first tokens must be the simulator's, bit for bit.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterator
 
 import torch
@@ -15,9 +16,9 @@ import torch
 from benchmarks import gpu_peers
 from benchmarks.gpu_bars import LINEAR
 from benchmarks.gpu_peers import Step
-from benchmarks.gpu_rows import Case, Work
+from benchmarks.gpu_rows import Absent, Case, Work
 from benchmarks.gpu_timing import Call, Device
-from fp8sim import functional
+from fp8sim import backends, functional
 from fp8sim.backends import use_backend
 
 TOKENS = 16384
@@ -52,19 +53,21 @@ def results(tensors: tuple[torch.Tensor, ...], backend: str) -> list[torch.Tenso
     return [tensor.detach().cpu() for tensor in (output, *found)]
 
 
-def wrong(inputs: int, outputs: int, device: Device) -> str:
+def wrong(inputs: int, outputs: int, backend: str, device: Device) -> str:
     """Which results differ from the simulator's; empty if none does."""
     tokens = device.size(CHECKED_TOKENS, TINY_TOKENS)
     shapes = ((tokens, inputs), (outputs, inputs), (tokens, outputs))
     tensors = tuple(exact_numbers(shape, seed) for seed, shape in enumerate(shapes))
-    actual = results(tuple(tensor.to(device.kind) for tensor in tensors), "triton")
+    actual = results(tuple(tensor.to(device.kind) for tensor in tensors), backend)
     expected = results(tensors, "simulate")
     names = ("output", "grad_input", "grad_weight")
     differing = [name for name, a, e in zip(names, actual, expected, strict=True) if not torch.equal(a, e)]
     return f"{', '.join(differing)} not the simulator's" if differing else ""
 
 
-def work(inputs: int, outputs: int, device: Device) -> Work:
+def work(inputs: int, outputs: int, backend: str, device: Device) -> Work:
+    if missing := backends.row("gemm", backend).missing():
+        raise Absent(missing)
     tokens = device.size(TOKENS, TINY_TOKENS)
     weight = device.numbers((outputs, inputs), torch.bfloat16, 0).requires_grad_()
     sizes = tokens * inputs, outputs * inputs, tokens * outputs
@@ -79,13 +82,13 @@ def work(inputs: int, outputs: int, device: Device) -> Work:
         return lambda turn: step(*sets[turn % len(sets)])
 
     def run(turn: int) -> None:
-        with use_backend("triton"):
+        with use_backend(backend):
             ours(*sets[turn % len(sets)])
 
     ours, peers = step(weight), gpu_peers.linear_steps(weight.detach(), device)
     return Work(
         run=run,
-        wrong=lambda: wrong(inputs, outputs, device),
+        wrong=lambda: wrong(inputs, outputs, backend, device),
         bytes=2 * (3 * sizes[0] + 3 * sizes[1] + 2 * sizes[2]),  # x and weight are read by both passes
         flops=6 * tokens * inputs * outputs,
         operands="FP8",
@@ -96,9 +99,10 @@ def work(inputs: int, outputs: int, device: Device) -> Work:
 
 def cases(device: Device) -> Iterator[Case]:
     tokens = device.size(TOKENS, TINY_TOKENS)
-    for inputs, outputs in device.size(SIZES, TINY):
+    names = [row.name for row in backends.rows("gemm") if row.name != "simulate"]
+    for backend, (inputs, outputs) in itertools.product(names, device.size(SIZES, TINY)):
         yield Case(
-            f"linear forward and backward, {tokens} tokens, {inputs} to {outputs}",
-            functools.partial(work, inputs, outputs),
+            f"linear forward and backward, {tokens} tokens, {inputs} to {outputs}, {backend}",
+            functools.partial(work, inputs, outputs, backend),
             LINEAR,
         )

@@ -140,9 +140,11 @@ BACKENDS: tuple[Backend, ...] = (
     *(Backend(op, "triton", *_TRITON, "exact-sum", f"fp8sim.triton_kernels.{op}:{op}") for op in _ATTENTION),
     Backend("matmul", "triton", *_TRITON, "bitwise", "fp8sim.triton_kernels.tensor_core:matmul"),
     *(Backend(op, "triton", *_TRITON, "exact-sum", f"fp8sim.triton_kernels.gemm:{op}") for op in _GEMMS),
+    *(Backend(op, "triton_hardware", *_CVT, "exact-sum", f"fp8sim.triton_kernels.gemm:hardware_{op}") for op in _GEMMS),
     *(Backend(op, "cuda", *_CUDA, "bitwise", f"fp8sim.cuda.cast:{op}") for op in _CASTS),
     Backend("encode_scaled", "cuda", *_CUDA, "bitwise", "fp8sim.cuda.encode_scaled:encode_scaled"),
     Backend("matmul", "cuda", *_CUDA, "bitwise", "fp8sim.cuda.tensor_core:matmul"),
+    *(Backend(op, "cuda", *_CUDA, "exact-sum", f"fp8sim.cuda.gemm:{op}") for op in _GEMMS),
     Backend("attention", "cuda", *_CUDA, "exact-sum", "fp8sim.cuda.attention:attention"),
     # There is no backward kernel in CUDA C++: the gradients are those of the Triton one.
     Backend(
@@ -178,7 +180,7 @@ _chosen: str | None = None
 @contextlib.contextmanager
 def use_backend(name: str) -> Iterator[None]:
     """Run every operation called inside the `with` block on backend `name`: "simulate", "triton", "cuda", or
-    "triton_hardware", which encodes and quantizes to E4M3 and E5M2 by the GPU's own conversion and refuses the rest.
+    "triton_hardware", which casts to E4M3 and E5M2 by the GPU's own conversion and refuses the rest.
 
     The choice is made when an operation runs forward; its backward pass keeps it. It holds for the whole process, other
     threads included. ValueError for an unknown name.

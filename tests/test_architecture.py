@@ -21,7 +21,7 @@ LAYERS = [
     ["code_layout", "formats"],
     ["rounding", "codebooks", "random_bits", "presets", "array_memory", "casting", "ptx", "interop"],
     ["granularity", "scaling", "packing"],
-    ["quantizers", "mma", "kernel_operands"],
+    ["quantizers", "mma", "kernel_operands", "kernel_gemm"],
     ["recipe_parts", "recipes", "simulate", "compare"],
     ["cuda", "backends"],
     ["ops"],

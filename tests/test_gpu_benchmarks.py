@@ -267,7 +267,7 @@ def test_a_product_is_compared_with_its_plan(monkeypatch: pytest.MonkeyPatch) ->
 
 @interpreted
 def test_a_linear_layer_is_compared_with_the_simulator(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert gpu_linear.wrong(32, 64, STAND_IN) == ""
+    assert gpu_linear.wrong(32, 64, "triton", STAND_IN) == ""
     right = gpu_linear.results
 
     def spoiled(tensors: Any, backend: str) -> list[torch.Tensor]:
@@ -275,7 +275,7 @@ def test_a_linear_layer_is_compared_with_the_simulator(monkeypatch: pytest.Monke
         return [output, *(gradient * (1 + (backend == "triton")) for gradient in gradients)]
 
     monkeypatch.setattr(gpu_linear, "results", spoiled)
-    assert gpu_linear.wrong(32, 64, STAND_IN) == "grad_input, grad_weight not the simulator's"
+    assert gpu_linear.wrong(32, 64, "triton", STAND_IN) == "grad_input, grad_weight not the simulator's"
 
 
 @interpreted
@@ -330,7 +330,7 @@ def test_fused_work_is_compared_with_its_definition() -> None:
         ("casts", "quantize fp8_tensor_te, triton_hardware, float32", set()),
         ("matmul", "64x64x64, e4m3fn x e4m3fn, triton", {"torch._scaled_mm"}),
         ("matmul", "64x64x64, bfloat16 x bfloat16, triton", {"torch.matmul"}),
-        ("linear", "128 to 128", {"BF16 nn.Linear"}),
+        ("linear", "128 to 128, triton", {"BF16 nn.Linear"}),
         ("attention", "bfloat16 head 256 length 64 causal", {"SDPA math", "SDPA flash"}),
         ("attention_backward", "bfloat16 head 256 causal", {"SDPA math", "SDPA flash"}),
         ("fused", "rms_norm, triton, bfloat16", {"torch, then a cast"}),

@@ -10,6 +10,7 @@ from cast_cases import (
 )
 
 import fp8sim
+from fp8sim import backends
 
 pytestmark = pytest.mark.gpu
 
@@ -200,16 +201,37 @@ def test_tuning_on_the_device_chooses_and_keeps(tmp_path):
         assert torch.equal(kernels.matmul(a, b), expected)
 
 
-@pytest.mark.parametrize("quantizer", ["e5m2", "fp8_tensor_te", "fp8_128x128"])
-def test_gradients_of_a_layer_have_the_bits_of_two_products(quantizer):
+@pytest.mark.parametrize(
+    ("backend", "quantizer"),
+    [
+        *((name, cast) for name in ("triton", "triton_hardware") for cast in ("e5m2", "fp8_tensor_te", "fp8_128x128")),
+        ("cuda", "e5m2"),
+    ],
+)
+def test_gradients_of_a_layer_have_the_bits_of_two_products(backend, quantizer):
     """The gradient is cast once for both, in both layouts."""
-    module = pytest.importorskip("fp8sim.triton_kernels.gemm")
+    gemm, gemm_backward = (backends.row(op, backend).load() for op in ("gemm", "gemm_backward"))
     quantizers = [fp8sim.quantizers.parse(name) for name in (quantizer, "e4m3", "e4m3")]
     if quantizer != "e5m2":
         quantizers = [quantizers[0]] * 3
     grad, a, b = (torch.randn(*shape).cuda().bfloat16() for shape in ((1000, 768), (1000, 520), (520, 768)))
     options = {"scales": (0.5, 0.25), "accumulate": ("native", "native"), "dtypes": (None, None)}
-    first, second = module.gemm_backward(grad, a, b, quantizers=tuple(quantizers), **options)
+    first, second = gemm_backward(grad, a, b, quantizers=tuple(quantizers), **options)
     of_grad, of_a, of_b = quantizers
-    assert torch.equal(first, module.gemm(grad, b.mT, quantizers=(of_grad, of_b), scale=0.5))
-    assert torch.equal(second, module.gemm(grad.mT, a, quantizers=(of_grad, of_a), scale=0.25))
+    assert torch.equal(first, gemm(grad, b.mT, quantizers=(of_grad, of_b), scale=0.5))
+    assert torch.equal(second, gemm(grad.mT, a, quantizers=(of_grad, of_a), scale=0.25))
+
+
+def test_a_layer_on_the_cuda_kernels_has_the_bits_of_the_triton_ones(cuda):
+    """On operands whose sums are exact in any order: Triton may split K. Forward and backward."""
+    found = []
+    shapes = ((1000, 768), (520, 768), (1000, 520))
+    x, weight, grad = (torch.randint(-1, 2, shape).cuda().bfloat16() for shape in shapes)
+    for name in ("cuda", "triton"):
+        leaves = [x.clone().requires_grad_(), weight.clone().requires_grad_()]
+        with fp8sim.use_backend(name):
+            output = fp8sim.functional.linear(*leaves, recipe="unit_scaled_fp8")
+        output.backward(grad)
+        found.append([output.detach(), *(leaf.grad for leaf in leaves)])
+    for ours, theirs in zip(*found, strict=True):
+        assert torch.equal(ours, theirs)

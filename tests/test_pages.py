@@ -8,7 +8,9 @@ from test_testing_page import blocks, run
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
 
-@pytest.mark.parametrize("page", ["attention", "convert", "fused", "probe", "recipes", "tensor-cores", "triton"])
+@pytest.mark.parametrize(
+    "page", ["attention", "backends", "convert", "fused", "probe", "recipes", "tensor-cores", "triton"]
+)
 def test_every_block_runs_and_prints_what_the_page_says(page, tmp_path):
     namespace, printed = {"__name__": "page"}, ""
     for number, (language, source) in enumerate(blocks((DOCS / f"{page}.md").read_text())):

@@ -1,6 +1,7 @@
 """`linear` and `matmul` by recipe on Triton kernels: gradients of any layout, one cast of the gradient, checkpointing,
 compilation, determinism. In the interpreter where there is no GPU."""
 
+import dataclasses
 import functools
 
 import pytest
@@ -76,6 +77,18 @@ def test_a_gradient_of_any_layout_is_read_as_what_it_is(operation, layout):
     assert_equal(*found)
 
 
+def watch_casts(monkeypatch, see):
+    """Each operand that a GEMM of the backend casts is shown to `see` first."""
+
+    def watched(kernel):
+        return lambda x, *a, **k: (see(x), kernel(x, *a, **k))[1]
+
+    casts = {name: watched(getattr(gemm.KERNEL, name)) for name in ("encode_scaled", "quantize")}
+    kernel = dataclasses.replace(gemm.KERNEL, **casts)
+    monkeypatch.setattr(gemm, "gemm", kernel.gemm)
+    monkeypatch.setattr(gemm, "gemm_backward", kernel.gemm_backward)
+
+
 CASTS = {
     ("e4m3", "e5m2"): 1,
     ("fp8_tensor_te", "fp8_tensor_te"): 1,
@@ -91,17 +104,30 @@ def test_the_gradient_is_cast_once_where_both_products_can_share_its_codes(outpu
     x, w = normal(150, 300).requires_grad_(), normal(140, 300, seed=1).requires_grad_()
     grad, recipe = normal(150, 140, seed=2), recipe_of(output, grad_output)
     cast = []
-    for name in ("encode_scaled", "quantize"):
-        kernel = getattr(gemm, name)
-        monkeypatch.setattr(
-            gemm, name, lambda x, *a, kernel=kernel, **k: (cast.append(sorted(x.shape)), kernel(x, *a, **k))[1]
-        )
+    watch_casts(monkeypatch, lambda x: cast.append(sorted(x.shape)))
     with fp8sim.use_backend("triton"):
         linear(x, w, recipe=recipe, scales=Scales(0.5, 0.25, 2.0)).backward(grad)
     assert cast.count([140, 150]) == CASTS[output, grad_output]
     of_grad, kept = quantizers.parse(grad_output), quantizers.parse(output)
     assert torch.equal(x.grad, gemm.gemm(grad, w.detach(), quantizers=(of_grad, kept), scale=0.25))
     assert torch.equal(w.grad, gemm.gemm(grad.T, x.detach(), quantizers=(of_grad, kept), scale=2.0))
+
+
+@pytest.mark.parametrize(("output", "grad_output"), CASTS)
+def test_casts_by_the_instruction_give_the_same_bits(output, grad_output, monkeypatch):
+    """Forward and backward; no operand is cast by integer arithmetic."""
+    recipe, grad = recipe_of(output, grad_output), normal(150, 140, seed=2)
+    found = []
+    for name in ("triton", "triton_hardware"):
+        x, w = normal(150, 300).requires_grad_(), normal(140, 300, seed=1).requires_grad_()
+        with fp8sim.use_backend(name):
+            result = linear(x, w, recipe=recipe)
+        result.backward(grad)
+        found.append([result.detach(), x.grad, w.grad])
+        watch_casts(monkeypatch, lambda x: pytest.fail("cast by the backend 'triton'"))
+    assert_equal(*found)
+    with fp8sim.use_backend("triton_hardware"), pytest.raises(ValueError, match="use the backend 'triton'"):
+        linear(x, w, recipe=recipe_of("bfloat16", "bfloat16"))
 
 
 @pytest.mark.parametrize("quantizer", ["e5m2", "fp8_tensor_te", "fp8_128x128"])
@@ -133,10 +159,8 @@ def test_a_gradient_that_has_to_be_cast_twice_is_refused_by_the_pair():
 
 def test_operands_of_the_weight_gradient_are_turned_while_they_are_cast(monkeypatch):
     """No copy in 16 or 32 bits beforehand: the kernel is given contiguous memory."""
-    seen, kernel = [], gemm.encode_scaled
-    monkeypatch.setattr(
-        gemm, "encode_scaled", lambda x, *a, **k: (seen.append(x.is_contiguous()), kernel(x, *a, **k))[1]
-    )
+    seen = []
+    watch_casts(monkeypatch, lambda x: seen.append(x.is_contiguous()))
     x, w = leaves()
     with fp8sim.use_backend("triton"):
         linear(x, w, recipe=RECIPE).backward(normal(3, 10, 40))
