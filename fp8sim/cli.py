@@ -192,6 +192,8 @@ def probe_command(
     if json_to not in (None, "-"):
         raise ValueError(f"--json {json_to}: only '-' (standard output); the file is written to --out anyway")
     if evidence is not None:
+        if stand_in or instruction or random or golden:
+            raise ValueError("--evidence reads golden vectors and probes nothing: give it alone")
         print(json.dumps(probing.evidence(evidence), indent=1))
         raise typer.Exit
     options = probing.Options(
@@ -296,11 +298,11 @@ def _progress(total: int | None) -> Iterator[Callable[[str], None]]:
 
 
 def main() -> None:
-    """Entry point: bad input is one line on standard error and exit code 3."""
+    """Entry point: bad input, a file that cannot be read or written included, is one line and exit code 3."""
     os.environ.setdefault("MPLBACKEND", "Agg")
     try:
         sys.exit(app(standalone_mode=False))
-    except (ValueError, RuntimeError, _UsageError) as error:
+    except (ValueError, RuntimeError, OSError, _UsageError) as error:
         message = getattr(error, "format_message", error.__str__)()
         if message:  # without a command, the help has been printed already
             print(f"fp8sim: {message}", file=sys.stderr)

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -106,14 +107,69 @@ def test_another_arithmetic_is_found(golden: Golden, fields: dict[str, object]) 
     assert compare_golden(golden, dataclasses.replace(parse(NAME), **fields)).differing > 0  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
-    ("content", "message"), [(b"", "no file of golden vectors"), (b"PK\x03\x04", "no file of golden vectors")]
-)
-def test_what_is_no_golden_file_is_refused(content: bytes, message: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"text"])
+def test_what_is_no_golden_file_is_refused(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "x.npz"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match="no file of golden vectors"):
         load(path)
+
+
+def test_a_damaged_file_is_refused_wherever_the_damage_is(golden: Golden, tmp_path: Path) -> None:
+    path = save(golden, tmp_path)
+    whole = path.read_bytes()
+    for place in range(60, 20_000, 1_700):  # in names, compressed data and checksums
+        path.write_bytes(whole[:place] + bytes(byte ^ 0xA5 for byte in whole[place : place + 8]) + whole[place + 8 :])
+        with pytest.raises(ValueError, match="no file of golden vectors"):
+            load(path)
+    path.write_bytes(whole[:-100])
+    with pytest.raises(ValueError, match="no file of golden vectors"):
+        load(path)
+
+
+def rewritten(path: Path, changes: dict[str, Any], **head: Any) -> Path:
+    """A file of golden vectors with other arrays, None for none, and another head."""
+    with np.load(path) as file:
+        arrays = {key: file[key] for key in file.files}
+    about = json.loads(str(arrays.pop("about"))) | head
+    kept = {key: x for key, x in (arrays | changes).items() if x is not None}
+    np.savez(path, about=np.array(json.dumps(about)), **kept)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"normal/d": None}, "'normal' has a, b, c, expected a, b, c, d"),
+        ({"normal/a": None}, "'normal' has b, c, d"),
+        ({"other": np.zeros(3)}, "'' has other"),
+        ({"normal/a_scales": np.zeros((1, 1, 1), np.uint8)}, "has a, a_scales, b, c, d"),
+        ({"normal/d": np.zeros((2, 64, 8), np.float32)}, r"normal/d is float32 \[2, 64, 8\]"),
+        ({"normal/a": np.zeros((2, 64, 16), np.uint8)}, "normal/a is uint8"),
+        ({"normal/d": np.zeros((1, 1, 1), np.uint32)}, r"normal: d is \[1, 1, 1\], c \[2, 64, 8\]"),
+        ({"normal/a": np.zeros((2, 64, 8), np.uint16), "normal/b": np.zeros((2, 8, 8), np.uint16)}, "K 8"),
+        ({"normal/b": np.zeros((2, 8, 32), np.uint16)}, r"expected \[cases, M, K\]"),
+    ],
+)
+def test_what_the_instruction_does_not_take_is_refused(
+    changes: dict[str, Any], message: str, golden: Golden, tmp_path: Path
+) -> None:
+    """A comparison of arrays that do not fit would compare something else, or less than it says."""
+    with pytest.raises(ValueError, match=f"no file of golden vectors .*{message}"):
+        load(rewritten(save(golden, tmp_path), changes))
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        ({"row": "sm99.mma"}, "'sm99.mma' is no instruction"),
+        ({"device": None}, "its device is None"),
+        ({"about": [1]}, "its about"),
+    ],
+)
+def test_a_file_must_say_what_it_is_of(head: dict[str, Any], message: str, golden: Golden, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        load(rewritten(save(golden, tmp_path), {}, **head))
 
 
 def test_a_file_of_another_schema_is_refused(tmp_path: Path) -> None:
@@ -145,9 +201,9 @@ def test_outputs_count_where_they_exercise_something(golden: Golden) -> None:
 
 def test_evidence_names_the_device(golden: Golden, tmp_path: Path) -> None:
     save(golden, tmp_path)
-    shutil.copytree(tmp_path / "h900", tmp_path / "again")
-    found = evidence(tmp_path)
-    assert found == {NAME: {category: {"H900": 2 * count} for category, count in confirmed(golden).items()}}
+    save(dataclasses.replace(golden, device="H901", about={**ABOUT, "device": "NVIDIA H901"}), tmp_path)
+    counts = confirmed(golden).items()
+    assert evidence(tmp_path) == {NAME: {category: {"H900": count, "H901": count} for category, count in counts}}
     before = {
         "normal": Evidence("hardware", ("H100",), 10),
         "overflow": Evidence("reference"),
@@ -165,3 +221,19 @@ def test_a_stand_in_is_no_evidence(golden: Golden, tmp_path: Path) -> None:
     save(dataclasses.replace(golden, about={"stand_in": "sm90"}), tmp_path)
     with pytest.raises(ValueError, match="captured from the simulator: it is no evidence"):
         evidence(tmp_path)
+
+
+@pytest.mark.parametrize("device", [None, "NVIDIA H901"])
+def test_what_names_no_device_or_another_one_is_no_evidence(device: Any, golden: Golden, tmp_path: Path) -> None:
+    save(dataclasses.replace(golden, about={**ABOUT, "device": device}), tmp_path)
+    with pytest.raises(ValueError, match=f"is of 'H900', captured on {device!r}: it is no evidence"):
+        evidence(tmp_path)
+
+
+def test_a_copy_does_not_count_twice(golden: Golden, tmp_path: Path) -> None:
+    save(golden, tmp_path)
+    shutil.copytree(tmp_path / "h900", tmp_path / "again")
+    with pytest.raises(ValueError, match=r"again/.* belongs at .*h900/"):
+        evidence(tmp_path)
+    with pytest.raises(ValueError, match="name the folder that has a folder for each device"):
+        evidence(tmp_path / "h900")

@@ -89,15 +89,48 @@ def test_orders_of_a_gemm_are_told(tmp_path: Path) -> None:
     [
         (("--stand-in", "sm91"), "--stand-in sm91: use one of sm70, sm75, sm80"),
         (("--stand-in", "sm90", "--instruction", "wgmma"), "--instruction wgmma: there are sm90.mma.f16.f16.f32"),
+        (
+            ("--stand-in", "sm90", "--instruction", NAME, "--instruction", "sm90.wgma"),
+            "--instruction sm90.wgma: there are",
+        ),
         (("--stand-in", "sm90", "--gemm-k", "128,x"), "--gemm-k '128,x': expected multiples of 16"),
         (("--stand-in", "sm90", "--gemm-k", "24"), "expected multiples of 16"),
         (("--stand-in", "sm90", "--json", "x"), "--json x: only '-'"),
+        (("--evidence", "no/such/folder"), "--evidence no/such/folder: there is no such folder"),
+        (("--evidence", ".", "--stand-in", "sm90"), "--evidence reads golden vectors and probes nothing"),
+        (("--evidence", ".", "--random", "10"), "give it alone"),
     ],
 )
 def test_what_makes_no_sense_is_refused(arguments: tuple[str, ...], message: str) -> None:
     done = invoke(*arguments)
     assert isinstance(done.exception, ValueError)
     assert message in str(done.exception)
+
+
+@pytest.mark.parametrize("option", ["--out", "--golden"])
+def test_a_folder_that_cannot_be_written_to_is_refused_before_anything_is_probed(
+    option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the exit code of what could not run, not with that of a difference."""
+    monkeypatch.setattr(running, "recognise", lambda _: pytest.fail("probed"))
+    (tmp_path / "file").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["fp8sim", "probe", *FAST, option, "file"])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 3
+    assert capsys.readouterr().err.startswith(f"fp8sim: {option} file: cannot write there (File exists); name another")
+
+
+def test_a_file_that_cannot_be_read_is_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    def probe(*_: object) -> None:
+        raise PermissionError("no")
+
+    monkeypatch.setattr(running, "instruments", probe)
+    monkeypatch.setattr("sys.argv", ["fp8sim", "probe", *FAST])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 3
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

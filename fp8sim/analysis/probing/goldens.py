@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,9 @@ from typing import Any
 import numpy as np
 
 from fp8sim import mma
+from fp8sim.analysis.probing import golden_files
 from fp8sim.analysis.probing.battery import differences
+from fp8sim.analysis.probing.device import label
 from fp8sim.analysis.probing.edges import sums_beside_zero
 from fp8sim.analysis.probing.instruments import Inputs, Instrument, Interface, StandIn, on_diagonals
 from fp8sim.analysis.probing.operands import CATEGORIES, Array, Case, bits, case, mantissa_bits, values, width
@@ -31,9 +32,7 @@ OUTPUTS = 1024
 CHAIN = 4
 """Instructions of a chain."""
 
-_SCHEMA = 1
 _CHAINED = {"chain": "wide", "chain of normal": "normal"}
-_ARRAYS = tuple(field.name for field in dataclasses.fields(Inputs))
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,12 +94,12 @@ def _start(found: Case, shape: tuple[int, int], takes: Interface) -> Array:
 
 def save(golden: Golden, folder: Path) -> Path:
     """Write `<folder>/<device>/<row>.npz`, the device in lower case."""
-    path = folder / golden.device.lower() / f"{golden.row}.npz"
+    path = place_of(golden, folder)
     path.parent.mkdir(parents=True, exist_ok=True)
-    about = {"schema": _SCHEMA, "row": golden.row, "device": golden.device, "about": dict(golden.about)}
+    about = {"schema": golden_files.SCHEMA, "row": golden.row, "device": golden.device, "about": dict(golden.about)}
     arrays: dict[str, Any] = {"about": np.array(json.dumps(about))}
     for category, (inputs, d) in golden.parts.items():
-        named = {name: getattr(inputs, name) for name in _ARRAYS}
+        named = {name: getattr(inputs, name) for name in golden_files.INPUTS}
         arrays |= {f"{category}/{name}": x for name, x in named.items() if x is not None}
         arrays[f"{category}/d"] = d
     with path.open("wb") as file:
@@ -108,27 +107,14 @@ def save(golden: Golden, folder: Path) -> Path:
     return path
 
 
-def load(path: Path) -> Golden:
-    """The golden vectors of a file.
+def place_of(golden: Golden, folder: Path) -> Path:
+    """Where `save` writes it."""
+    return folder / golden.device.lower() / f"{golden.row}.npz"
 
-    Raises:
-        ValueError: not such a file, or one of another schema.
-    """
-    try:
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files}
-        head = json.loads(str(arrays.pop("about")))
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise ValueError(
-            f"{path}: no file of golden vectors ({error}); 'fp8sim probe --golden FOLDER' writes them"
-        ) from error
-    if head.get("schema") != _SCHEMA:
-        raise ValueError(f"{path}: schema {head.get('schema')}, expected {_SCHEMA}: capture it again")
-    categories = dict.fromkeys(key.rpartition("/")[0] for key in arrays)
-    parts = {}
-    for category in categories:
-        named = {name: arrays.get(f"{category}/{name}") for name in _ARRAYS}
-        parts[category] = Inputs(**named), arrays[f"{category}/d"]  # type: ignore[arg-type]
+
+def load(path: Path) -> Golden:
+    """The golden vectors of a file. ValueError as of `golden_files.read`."""
+    head, parts = golden_files.read(path)
     return Golden(head["row"], head["device"], head["about"], parts)
 
 
@@ -239,13 +225,26 @@ def evidence(folder: Path) -> dict[str, dict[str, dict[str, int]]]:
     """What the golden vectors of a folder confirm: row -> category -> device -> outputs. It is `probed.json`.
 
     Raises:
-        ValueError: some are no device's, but a stand-in's.
+        ValueError: there is no such folder; a file is damaged, is not at its place, or is no device's.
     """
+    if not folder.is_dir():
+        raise ValueError(f"--evidence {folder}: there is no such folder; 'fp8sim probe --golden FOLDER' makes one")
     found: dict[str, dict[str, dict[str, int]]] = {}
-    for golden in load_all(folder):
-        if golden.about.get("stand_in"):
-            raise ValueError(f"{golden.row} of {golden.device} was captured from the simulator: it is no evidence")
+    for path in sorted(folder.rglob("*.npz")):
+        golden = load(path)
+        _refuse_what_is_no_evidence(golden, path, folder)
         for category, outputs in confirmed(golden).items():
-            by_device = found.setdefault(golden.row, {}).setdefault(category, {})
-            by_device[golden.device] = by_device.get(golden.device, 0) + outputs
+            found.setdefault(golden.row, {}).setdefault(category, {})[golden.device] = outputs
     return found
+
+
+def _refuse_what_is_no_evidence(golden: Golden, path: Path, folder: Path) -> None:
+    """ValueError for a file of a stand-in, of no device or another one, and for a copy, which would count twice."""
+    if golden.about.get("stand_in"):
+        raise ValueError(f"{path} was captured from the simulator: it is no evidence; remove it")
+    named = golden.about.get("device")
+    if not isinstance(named, str) or label(named) != golden.device:
+        raise ValueError(f"{path} is of {golden.device!r}, captured on {named!r}: it is no evidence; capture it again")
+    place = place_of(golden, folder)
+    if path != place:
+        raise ValueError(f"{path} belongs at {place}: name the folder that has a folder for each device")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,19 +62,17 @@ def instruments(options: Options) -> list[Instrument]:
     """What will be probed.
 
     Raises:
-        ValueError: an unknown architecture, no instruction of that name.
+        ValueError: an unknown architecture, a name of no instruction.
         RuntimeError: no CUDA device, or no `fp8sim._cuda`.
     """
     if options.stand_in is None:
         found: list[Instrument] = list(device.instruments())
     else:
         found = list(_stand_ins(options.stand_in))
-    chosen = [x for x in found if not options.instructions or any(_begins(x, name) for name in options.instructions)]
-    if not chosen:
-        raise ValueError(
-            f"--instruction {', '.join(options.instructions)}: there are {', '.join(x.takes.name for x in found)}"
-        )
-    return chosen
+    unknown = [name for name in options.instructions if not any(_begins(x, name) for x in found)]
+    if unknown:
+        raise ValueError(f"--instruction {', '.join(unknown)}: there are {', '.join(x.takes.name for x in found)}")
+    return [x for x in found if not options.instructions or any(_begins(x, name) for name in options.instructions)]
 
 
 def _begins(instrument: Instrument, name: str) -> bool:
@@ -94,7 +93,14 @@ def total_advances(options: Options) -> int:
 
 
 def run(options: Options, advance: Advance) -> Report:
-    """Probe everything that `options` names. Errors as of `instruments`."""
+    """Probe everything that `options` names.
+
+    Raises:
+        ValueError, RuntimeError: as of `instruments`; a folder that cannot be written to, before anything is probed.
+    """
+    for option, folder in (("--out", options.out), ("--golden", options.golden)):
+        if folder is not None:
+            _refuse_unless_writable(option, folder)
     recognitions: list[Recognition] = []
     unchanged: list[Invariance] = []
     tallies: list[Tally] = []
@@ -116,6 +122,15 @@ def run(options: Options, advance: Advance) -> Report:
         tuple(_orders(options)),
         tuple(files),
     )
+
+
+def _refuse_unless_writable(option: str, folder: Path) -> None:
+    """Make the folder and a file in it. ValueError names the option."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ValueError(f"{option} {folder}: cannot write there ({error.strerror}); name another folder") from error
 
 
 def _stream(instrument: Instrument, options: Options, advance: Advance) -> Tally:
