@@ -17,7 +17,9 @@ from typing import Any
 import jinja2
 
 from benchmarks.gpu_figures import HEADLINES, Headline, headline_cell, plot, table
-from benchmarks.gpu_rows import NOT_MEASURED
+from benchmarks.gpu_parts import SUITES
+from benchmarks.gpu_rows import NOT_MEASURED, SCHEMA
+from benchmarks.gpu_timing import STAND_IN
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, README = ROOT / "benchmarks" / "results", ROOT / "README.md"
@@ -180,23 +182,41 @@ def add(folder: Path, results: Path = RESULTS) -> list[Path]:
     """Take in what `make gpu` left in `folder`; the files written.
 
     Raises:
-        ValueError: there is nothing, or a file is the stand-in's, or is not complete.
+        ValueError: there is nothing, or a file is the stand-in's, is not complete or is of something else. Then none is
+            taken in.
     """
     found = sorted(folder.glob("gpu_*.json")) or sorted((folder / "results").glob("gpu_*.json"))
     if not found:
         raise ValueError(f"{folder} has no gpu_*.json: expected the folder of the results of `make gpu`")
     written = []
-    for path in found:
-        file = json.loads(path.read_text())
-        if file["machine"]["stand_in"]:
-            raise ValueError(f"{path}: the stand-in measures nothing; run `make gpu` on a GPU")
-        if not file["complete"]:
-            raise ValueError(f"{path} is not complete: run `make gpu-bench` again with the same OUT")
+    for path, file in [(path, measured(path)) for path in found]:
         target = results / slug(file["machine"]["device"])
         target.mkdir(parents=True, exist_ok=True)
         written.append(target / path.name)
         written[-1].write_text(json.dumps(file, indent=1) + "\n")
     return written
+
+
+def measured(path: Path) -> dict[str, Any]:
+    """A file of results. ValueError unless a GPU measured all of its suite."""
+    again = "run `make gpu-bench` again with the same OUT"
+    try:
+        file: dict[str, Any] = json.loads(path.read_text())
+        schema, suite, complete, machine = (file[key] for key in ("schema", "suite", "complete", "machine"))
+        device, stand_in = machine["device"], machine["stand_in"]
+        devices = {row["device"] for row in file["rows"]}
+        table({suite: file})  # everything that is shown is there
+    except (OSError, ValueError, LookupError, TypeError, StopIteration) as error:
+        raise ValueError(f"{path} is no file of results ({type(error).__name__}: {error}): {again}") from error
+    if stand_in is not False or STAND_IN in devices:
+        raise ValueError(f"{path}: the stand-in measures nothing; run `make gpu` on a GPU")
+    if schema != SCHEMA or suite not in SUITES or path.stem != f"gpu_{suite}":
+        raise ValueError(f"{path}: suite {suite!r} of schema {schema}, expected gpu_SUITE.json of {SCHEMA}: {again}")
+    if devices - {device} or not slug(str(device or "")):
+        raise ValueError(f"{path} is of {device!r}, and its rows of {sorted(map(str, devices))}: {again}")
+    if complete is not True:
+        raise ValueError(f"{path} is not complete: {again}")
+    return file
 
 
 def slug(device: str) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import functools
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -24,6 +25,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -84,18 +86,22 @@ class Session:
         return self.out / "done" / f"{part.name}.json"
 
     def is_done(self, part: Part) -> bool:
-        """Whether the part was done with the sources as they are."""
-        record = self.record_of(part)
-        if self.force or part.always or not record.exists():
+        """Whether the part was done here, with the sources as they are."""
+        if self.force or part.always:
             return False
-        known = json.loads(record.read_text())
-        return bool((known["verdict"], known["sources"], known["stand_in"]) == (DONE, sources(), self.stand_in))
+        known = _record(self.record_of(part))
+        return known["verdict"] == DONE and all(known.get(key) == value for key, value in self.belongs_to().items())
+
+    def belongs_to(self) -> dict[str, Any]:
+        """What a record is of; with anything else it says nothing."""
+        return {"sources": sources(), "stand_in": self.stand_in} | machine()
 
     def run(self, part: Part) -> str:
-        """Run a part, write its log and its record; the verdict."""
+        """Run a part, write its log and its record; the verdict. What it leaves if it is interrupted has no record."""
         log, record = self.out / "logs" / f"{part.name}.log", self.record_of(part)
         for path in (log, record):
             path.parent.mkdir(parents=True, exist_ok=True)
+        record.unlink(missing_ok=True)
         command, start = part.command(self.out, self.stand_in), time.monotonic()
         left = min(self.part_seconds, self.until - start)
         if missing := part.missing(self.stand_in):
@@ -106,16 +112,25 @@ class Session:
                 code = _returned(command, file, environment() | part.variables, left)
             verdict = TIMED_OUT if code is None else DONE if code in part.accepted(self.stand_in) else FAILED
         about: dict[str, Any] = {"part": part.name, "verdict": verdict, "returned": code, "command": command}
-        about |= {"seconds": round(time.monotonic() - start, 1), "sources": sources(), "stand_in": self.stand_in}
-        record.write_text(json.dumps(about | machine(), indent=1) + "\n")
+        about |= {"seconds": round(time.monotonic() - start, 1)}
+        about["date"] = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
+        record.write_text(json.dumps(about | self.belongs_to(), indent=1) + "\n")
         return verdict
 
 
+def _record(path: Path) -> dict[str, Any]:
+    """What a record says; where there is none, or none that can be read, that the part is left."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        found = None
+    return found if isinstance(found, dict) and "verdict" in found else {"verdict": LEFT}
+
+
 def machine() -> dict[str, Any]:
-    """What a record belongs to."""
+    """Where a part runs."""
     return {
         "device": smi(),
-        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in ("torch", "triton")},
     }
@@ -158,6 +173,7 @@ def sources() -> str:
     return digest.hexdigest()[:16]
 
 
+@functools.cache
 def smi() -> str | None:
     """Name and driver of the GPU, as nvidia-smi says them."""
     if shutil.which("nvidia-smi") is None:
@@ -223,6 +239,14 @@ def chosen_parts(pieces: list[str], names: list[str]) -> list[Part]:
     ]
 
 
+def seconds(text: str) -> float:
+    """ValueError unless it is a number of seconds, 0 or more; argparse names the option."""
+    found = float(text)
+    if not found >= 0:
+        raise ValueError(text)
+    return found
+
+
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("pieces", nargs="*", metavar="PIECE", help="build, test, probe or bench; all without one")
@@ -232,7 +256,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="folder of the results; out/gpu, or out/stand-in without a GPU")
     parser.add_argument("--force", action="store_true", help="run parts that are done, too")
     parser.add_argument("--stand-in", action="store_true", help="as if there were no GPU")
-    parser.add_argument("--limit", type=float, default=float("inf"), metavar="SECONDS", help="of the whole call")
+    parser.add_argument("--limit", type=seconds, default=float("inf"), metavar="SECONDS", help="of the whole call")
     options = parser.parse_args(argv)
     if unknown := set(options.pieces) - set(PIECES):
         parser.error(f"no piece {', '.join(sorted(unknown))}: use one of {', '.join(PIECES)}")
@@ -254,7 +278,13 @@ def main(argv: list[str] | None = None) -> int:
     out = (options.out or ROOT / "out" / ("stand-in" if stand_in else "gpu")).resolve()
     if stand_in:
         print("STAND-IN, no GPU: what follows shows that the parts run, and measures nothing")
-    (BUILD / "lib").mkdir(parents=True, exist_ok=True)
+    for folder in (out, BUILD / "lib"):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            print(f"cannot write to {folder} ({error.strerror}): OUT=folder puts the results elsewhere")
+            return 1
     session = Session(out, stand_in, options.force, time.monotonic() + options.limit)
     status = run_all(session, chosen, lambda text: print(text, flush=True))
     print(f"results: {pack(out)}")

@@ -20,6 +20,9 @@ NOT_MEASURED, ABSENT, NOT_JUDGED = "not measured", "absent", "stand-in"
 
 Row = dict[str, Any]
 
+SCHEMA = 2
+"""Of files of results."""
+
 
 @dataclass(frozen=True)
 class Work:

@@ -23,11 +23,10 @@ import fp8sim
 from benchmarks import gpu_peers, gpu_timing
 from benchmarks.gpu_matmul import BF16, E4M3
 from benchmarks.gpu_parts import SUITES
-from benchmarks.gpu_rows import FAILED, WRONG, Case, Row, line, measure
+from benchmarks.gpu_rows import FAILED, SCHEMA, WRONG, Case, Row, line, measure
 from benchmarks.gpu_timing import Call, Device, copies, in_turns, reason
 from fp8sim.triton_kernels import tuning
 
-SCHEMA = 2
 RESULTS = Path(__file__).with_name("results")
 SAMPLES = 31
 
@@ -97,6 +96,7 @@ def run(suite: str, device: Device, text: str, samples: int, out: Path | None) -
     found["rates"] = {"copy": copy_rate(device, samples), "products": products, "failed": failed}
     found["complete"] = False
     rows: list[Row] = []
+    complete = not text
     try:
         for case in cases(suite, device):
             if text in case.name:
@@ -104,9 +104,10 @@ def run(suite: str, device: Device, text: str, samples: int, out: Path | None) -
                 print(line(rows[-1]), flush=True)
                 save(found | {"rows": rows}, out)
     except Exception as error:
+        complete = False
         rows.append({"name": suite, "device": device.name, "failed": reason(error), "verdict": FAILED})
         print(line(rows[-1]), flush=True)
-    save(found | {"rows": rows, "smi_after": smi(device), "complete": not text}, out)
+    save(found | {"rows": rows, "smi_after": smi(device), "complete": complete}, out)
     return rows
 
 
@@ -116,7 +117,9 @@ def save(found: dict[str, Any], out: Path | None) -> None:
     if found["machine"]["stand_in"] and RESULTS.resolve() in [out.resolve(), *out.resolve().parents]:
         raise SystemExit(f"--out {out}: the stand-in measures nothing, and its files do not belong there")
     out.mkdir(parents=True, exist_ok=True)
-    (out / f"gpu_{found['suite']}.json").write_text(json.dumps(found, indent=1) + "\n")
+    path = out / f"gpu_{found['suite']}.json"
+    path.with_suffix(".part").write_text(json.dumps(found, indent=1) + "\n")
+    path.with_suffix(".part").replace(path)
 
 
 def main() -> int:
@@ -130,6 +133,8 @@ def main() -> int:
     )
     parser.add_argument("--stand-in", action="store_true", help="run on the stand-in, which measures nothing")
     options = parser.parse_args()
+    if options.samples < 1:
+        parser.error(f"--samples {options.samples}: expected 1 or more")
     if not torch.cuda.is_available() and not options.stand_in:
         print("no CUDA device: not measured (--stand-in shows that the benchmarks run)")
         return 0

@@ -377,6 +377,7 @@ def test_a_suite_that_breaks_is_a_row_and_a_failure(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(gpu_run, "rates", lambda *_: ({}, {}))
     (row,) = gpu_run.run("casts", STAND_IN, "", 1, tmp_path)
     assert (row["verdict"], row["failed"]) == ("FAILED", "ImportError: no such kernel")
+    assert json.loads((tmp_path / "gpu_casts.json").read_text())["complete"] is False
 
 
 # Peers

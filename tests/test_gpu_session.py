@@ -61,6 +61,43 @@ def test_a_part_that_is_done_is_not_run_again(tmp_path: Path, sources: list[str]
     assert record(tmp_path, "bench-one")["stand_in"] is False
 
 
+def test_what_was_done_on_another_gpu_or_with_another_torch_is_not_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, session = part("bench-one", "print(1)"), Session(tmp_path, stand_in=True)
+    run(session, one)
+    assert session.is_done(one)
+    monkeypatch.setattr(gpu, "smi", lambda: "NVIDIA A100, 580.1")
+    assert not session.is_done(one)
+    run(session, one)
+    assert session.is_done(one)
+    monkeypatch.setattr(gpu.importlib.metadata, "version", lambda name: "9.9")
+    assert not session.is_done(one)
+
+
+@pytest.mark.parametrize("content", ["", '{"part": ', "[1]", "{}"])
+def test_a_record_that_cannot_be_read_is_none(content: str, tmp_path: Path) -> None:
+    one, session = part("bench-one", ran(tmp_path, "runs")), Session(tmp_path, stand_in=True)
+    run(session, one)
+    session.record_of(one).write_text(content)
+    run(session, one)
+    assert (tmp_path / "runs").read_text() == "xx"
+
+
+def test_what_is_interrupted_is_not_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Although it was done before: its results are half written."""
+    one = part("bench-one", "print(1)")
+    run(Session(tmp_path, stand_in=True), one)
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(gpu, "_returned", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(Session(tmp_path, stand_in=True, force=True), one)
+    assert not Session(tmp_path, stand_in=True).is_done(one)
+
+
 def test_a_part_that_is_run_always_is_run_again(tmp_path: Path) -> None:
     always = part("build", ran(tmp_path, "runs"), piece="build", always=True)
     for _ in range(2):
@@ -202,6 +239,24 @@ def test_a_piece_is_run_from_the_command_line(
     assert f"results: {tmp_path / 'fp8sim-gpu.tar.gz'}" in said
     assert gpu.main(["bench", "--stand-in", "--list"]) == 0
     assert capsys.readouterr().out.split() == ["build", "bench-one"]
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert gpu.main(["bench", "--stand-in", "--out", str(tmp_path / "file")]) == 1
+    assert f"cannot write to {tmp_path / 'file'} (File exists): OUT=folder" in capsys.readouterr().out
+
+
+def test_without_time_there_are_results_all_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu.main(["--stand-in", "--out", str(tmp_path / "new"), "--limit", "0"]) == 3
+    assert "build                        left: time is up" in capsys.readouterr().out
+    assert (tmp_path / "new" / "fp8sim-gpu.tar.gz").exists()
+    for limit in ("-1", "nan", "soon"):
+        with pytest.raises(SystemExit):
+            gpu.main(["--stand-in", "--limit", limit])
+        assert f"argument --limit: invalid seconds value: '{limit}'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from benchmarks.figures import README, RESULTS
 from benchmarks.gpu_figures import HEADLINES
 from benchmarks.gpu_parts import SUITES
 from benchmarks.gpu_rows import Row
-from benchmarks.gpu_timing import Device
+from benchmarks.gpu_timing import STAND_IN, Device
 
 HOPPER = Device("NVIDIA H200", "cuda", (9, 0), 50 << 20)
 
@@ -23,6 +23,7 @@ def row(name: str, ratio: float | None = 1.2, tflops: float | None = 700.0) -> R
     peers = {} if ratio is None else {"torch._scaled_mm": {"microseconds": 120.0, "quartiles": [1, 2], "ratio": ratio}}
     return {
         "name": name,
+        "device": HOPPER.name,
         "microseconds": 100.0,
         "quartiles": [98.0, 103.0],
         "tflops": tflops,
@@ -53,7 +54,9 @@ def file(suite: str, *rows: Row) -> dict[str, Any]:
 SUITE_FILES = {
     "casts": file("casts", row(HEADLINES[0].row, ratio=None, tflops=None)),
     "matmul": file(
-        "matmul", row("8192x8192x8192, e4m3fn x e4m3fn, triton"), {"name": "it", "wrong": "bits", "verdict": "WRONG"}
+        "matmul",
+        row("8192x8192x8192, e4m3fn x e4m3fn, triton"),
+        {"name": "it", "device": HOPPER.name, "wrong": "bits", "verdict": "WRONG"},
     ),
 }
 
@@ -133,20 +136,43 @@ def test_results_are_taken_in_and_shown(tmp_path: Path) -> None:
     assert (results / "nvidia-h200" / "gpu.svg").read_text().startswith("<?xml")
 
 
+MACHINE, ROWS = SUITE_FILES["casts"]["machine"], SUITE_FILES["casts"]["rows"]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"complete": False}, "is not complete: run `make gpu-bench` again"),
-        ({"machine": SUITE_FILES["casts"]["machine"] | {"stand_in": True}}, "the stand-in measures nothing"),
-        (None, "has no gpu_.*json: expected the folder of the results"),
+        ({"machine": MACHINE | {"stand_in": True}}, "the stand-in measures nothing"),
+        ({"rows": [ROWS[0] | {"device": STAND_IN}]}, "the stand-in measures nothing"),
+        ({"rows": [ROWS[0] | {"device": "NVIDIA A100"}]}, r"is of 'NVIDIA H200', and its rows of \['NVIDIA A100'\]"),
+        ({"machine": MACHINE | {"device": ""}, "rows": []}, "is of ''"),
+        ({"schema": 1}, "suite 'casts' of schema 1, expected gpu_SUITE.json of 2: run `make gpu-bench` again"),
+        ({"suite": "matmul"}, "suite 'matmul' of schema 2"),
+        ({"machine": {"device": "NVIDIA H200"}}, r"is no file of results \(KeyError: 'stand_in'\): run"),
+        ({"rates": {}}, r"is no file of results \(KeyError"),
+        ({"rows": 3}, r"is no file of results \(TypeError"),
     ],
 )
 def test_what_was_not_measured_is_not_taken_in(change: Any, message: str, tmp_path: Path) -> None:
-    if change is not None:
-        (tmp_path / "gpu_casts.json").write_text(json.dumps(SUITE_FILES["casts"] | change))
+    """Nor is the file before it, which was."""
+    (tmp_path / "gpu_attention.json").write_text(json.dumps(file("attention", row("it"))))
+    (tmp_path / "gpu_casts.json").write_text(json.dumps(SUITE_FILES["casts"] | change))
     with pytest.raises(ValueError, match=message):
         figures.add(tmp_path, tmp_path / "results")
     assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("content", ["", '{"schema": ', "[1]"])
+def test_a_damaged_file_is_named(content: str, tmp_path: Path) -> None:
+    (tmp_path / "gpu_casts.json").write_text(content)
+    with pytest.raises(ValueError, match=r"gpu_casts.json is no file of results"):
+        figures.add(tmp_path, tmp_path / "results")
+
+
+def test_a_folder_without_results_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"has no gpu_\*\.json: expected the folder of the results"):
+        figures.add(tmp_path, tmp_path / "results")
 
 
 def test_a_readme_without_marks_is_refused() -> None:
