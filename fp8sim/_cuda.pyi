@@ -156,7 +156,7 @@ def attention(
     """
 
 def attention_block(features: int, capability: int) -> int:
-    """Keys per block of `attention` on a device, 10 * major + minor: the `block` of its plan."""
+    """Keys per block of `attention`, of 1 to 256 features, on a device, 10 * major + minor: the `block` of its plan."""
 
 def probe(
     instruction: str,

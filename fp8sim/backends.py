@@ -76,7 +76,8 @@ def _triton_missing() -> str | None:
 
 def _cuda_missing() -> str | None:
     if importlib.util.find_spec("fp8sim._cuda") is None:
-        return "fp8sim was built without nvcc, so there is no fp8sim._cuda (FP8SIM_CUDA=1 pip install .)"
+        not_built: str = importlib.import_module("fp8sim.cuda.launching").NOT_BUILT
+        return not_built
     return _cuda_device_missing()
 
 

@@ -285,3 +285,18 @@ def check_codes(codes: np.ndarray[Any, Any], fmt: Format) -> None:
     largest = int(codes.max())
     if largest >> fmt.bits:
         raise ValueError(f"codes contain {largest:#x}: the codes of {fmt} are 0 to {(1 << fmt.bits) - 1:#x}")
+
+
+def check_code_tensor(codes: torch.Tensor, fmt: Format) -> None:
+    """As `check_codes`, for a tensor on any device, which is waited for if the dtype has more bits than `fmt`."""
+    import torch
+
+    width = 8 * codes.element_size()
+    if width <= fmt.bits:
+        return
+    signed = {1: torch.uint8, 2: torch.int16, 4: torch.int32}[codes.element_size()]  # those that torch computes with
+    beyond = (-1 << fmt.bits) if signed != torch.uint8 else 0xFF & -1 << fmt.bits
+    outside = codes.view(signed) & beyond != 0
+    if bool(outside.any()):
+        first = int(codes.flatten()[int(outside.flatten().nonzero()[0])])
+        raise ValueError(f"codes contain {first:#x}: the codes of {fmt} are 0 to {(1 << fmt.bits) - 1:#x}")

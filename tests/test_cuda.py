@@ -4,7 +4,6 @@ What needs a device is in test_hardware*.py. The arithmetic is compiled for the 
 with `fp8sim._core`, bit for bit.
 """
 
-import ctypes
 import importlib.util
 import itertools
 import os
@@ -19,11 +18,12 @@ import pytest
 import torch
 from boundaries import FLOATS
 from cast_cases import CASES, assert_same_bits, codes_of, default_conversion, inputs, policies
+from cuda_on_host import casts
 
 import fp8sim
 from fp8sim import casting
 from fp8sim.formats import parse
-from fp8sim.rounding import Conversion, resolve
+from fp8sim.rounding import resolve
 
 ROOT = Path(__file__).resolve().parents[1]
 E4M3 = default_conversion(parse("e4m3"))
@@ -131,9 +131,73 @@ BAD_MATMUL = [
     ({"a_factors": SOMEWHERE + 2}, "a_factors=1048578 is not aligned to float32"),
     ({"b_factors": SOMEWHERE, "b_factor_strides": (-1, 0)}, "b_factors: strides -1, 0 are below 0"),
     ({"b_factors": ELSEWHERE << 1}, "b_factors and out overlap"),
+    (
+        {"b_factors": SOMEWHERE, "b_factor_strides": (2**62, 0)},
+        "b_factors_strides: 4611686018427387904 elements, 24 times, reach beyond the address space",
+    ),
+    (
+        {"extent": (2**30, 24, 40, 2), "a_strides": (2**34, 0)},
+        "a_strides: 17179869184 elements, 1073741824 times, reach beyond the address space",
+    ),
+]
+
+GOOD_ATTENTION = {
+    "query": SOMEWHERE,
+    "key": SOMEWHERE << 2,
+    "value": SOMEWHERE << 3,
+    "out": SOMEWHERE << 4,
+    "lse": SOMEWHERE << 5,
+    "extent": (2, 4, 2, 33, 40, 72),
+    "dtype": "float16",
+    "out_dtype": "bfloat16",
+    "query_strides": (4 * 33 * 72, 33 * 72, 72),
+    "key_strides": (2 * 40 * 72, 40 * 72, 72),
+    "value_strides": (2 * 40 * 72, 40 * 72, 72),
+    "c": 0.1,
+}
+QUERY_BYTES, OUT_BYTES = 2 * 4 * 33 * 72 * 2, 2 * 4 * 33 * 72 * 2
+BAD_ATTENTION = [
+    ({"query": 0}, "query is a null pointer"),
+    ({"key": 0}, "key is a null pointer"),
+    ({"value": (SOMEWHERE << 3) + 8}, "value=8388616 is no multiple of 16 bytes"),
+    ({"out": 0}, "out is a null pointer"),
+    ({"out": (SOMEWHERE << 4) + 1}, "out=16777217 is not aligned to bfloat16"),
+    ({"lse": 0}, "lse is a null pointer"),
+    ({"lse": (SOMEWHERE << 5) + 2}, "lse=33554434 is not aligned to float32"),
+    ({"lse": (SOMEWHERE << 4) + OUT_BYTES - 4}, "lse and out overlap: pass disjoint memory"),
+    ({"out": SOMEWHERE + QUERY_BYTES - 2}, "query and out overlap"),
+    ({"out": (SOMEWHERE << 2) - OUT_BYTES + 2}, "key and out overlap"),
+    ({"lse": SOMEWHERE << 3}, "value and lse overlap"),
+    ({"extent": (0, 4, 2, 33, 40, 72)}, "batches=0: expected 1 to 2147482623"),
+    ({"extent": (2, 4, 0, 33, 40, 72)}, "groups=0: expected 1 to"),
+    ({"extent": (2, 4, 3, 33, 40, 72)}, "groups=3: must divide heads=4"),
+    ({"extent": (2, 4, 2, 0, 40, 72)}, "queries=0: expected 1 to"),
+    ({"extent": (2, 4, 2, 33, -1, 72)}, "keys=-1: expected 1 to"),
+    ({"extent": (2, 4, 2, 33, 40, 257)}, "features=257: expected 1 to 256"),
+    ({"extent": (2**12, 2**10, 2, 2**10, 40, 72)}, "batches, heads, queries: more than 2^31 rows"),
+    ({"dtype": "float32"}, "dtype='float32': use one of float8_e4m3fn"),
+    ({"dtype": "float8_e5m2"}, "dtype='float8_e5m2': use one of float8_e4m3fn, float16, bfloat16"),
+    ({"out_dtype": "float64"}, "out_dtype='float64': use one of float32, float16, bfloat16"),
+    ({"transposed_value": True}, "transposed_value: only values of FP8 are"),
+    ({"query_strides": (4 * 33 * 72, 33 * 72, 71)}, "query_strides: 71 elements of float16 are no multiple of 16"),
+    ({"key_strides": (-8, 40 * 72, 72)}, "key_strides: -8 elements of float16 are no multiple of 16"),
+    (
+        {"extent": (2**20, 4, 2, 33, 2**20, 72), "value_strides": (2**38, 2**38, 2**38 + 2**36)},
+        "value_strides: 343597383680 elements, 1048576 times, reach beyond the address space",
+    ),
+    ({"c": 0.0}, "c=0.000000: expected a positive, finite number"),
+    ({"c": float("nan")}, "c=nan: expected a positive, finite number"),
+    ({"p_offset": float("inf")}, "p_offset=inf: expected a finite number"),
+    ({"window": -1}, "window=-1: expected a number of keys, or 0 for all"),
+    ({"offset": 2**31}, "offset=2147483648 is out of range"),
 ]
 MORE_BAD = [("encode_scaled", GOOD_ENCODE_SCALED, *bad) for bad in BAD_ENCODE_SCALED]
 MORE_BAD += [("matmul", GOOD_MATMUL, *bad) for bad in BAD_MATMUL]
+MORE_BAD += [("attention", GOOD_ATTENTION, *bad) for bad in BAD_ATTENTION]
+MORE_BAD += [
+    ("attention_block", {"features": 64, "capability": 90}, {"features": 0}, "features=0: expected 1 to 256"),
+    ("attention_block", {"features": 64, "capability": 90}, {"capability": 75}, "capability=75: expected 10 * major"),
+]
 
 
 @pytest.mark.parametrize(("op", "good", "change", "message"), MORE_BAD, ids=[bad[3] for bad in MORE_BAD])
@@ -159,9 +223,9 @@ def test_nothing_to_do_needs_nothing(cuda):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-@pytest.mark.parametrize("op", [*GOOD, "encode_scaled", "matmul"])
+@pytest.mark.parametrize("op", [*GOOD, "encode_scaled", "matmul", "attention"])
 def test_launch_says_that_no_device_is_here(cuda, op):
-    good = {**GOOD, "encode_scaled": GOOD_ENCODE_SCALED, "matmul": GOOD_MATMUL}
+    good = {**GOOD, "encode_scaled": GOOD_ENCODE_SCALED, "matmul": GOOD_MATMUL, "attention": GOOD_ATTENTION}
     with pytest.raises(RuntimeError, match="no CUDA device: .*use_backend"):
         getattr(cuda, op)(**good[op])
 
@@ -280,43 +344,16 @@ def test_ampere_attends_by_mma(cuda, kernels):
         assert any(o.startswith("LDGSTS.E.BYPASS.128") for o in code), name
 
 
-class CastJob(ctypes.Structure):
-    """`struct CastJob` of csrc/cpu/cast_job.hpp."""
-
-    _fields_ = [
-        ("source", ctypes.c_void_p),
-        ("target", ctypes.c_void_p),
-        ("size", ctypes.c_int64),
-        ("source_dtype", ctypes.c_int),
-        ("target_dtype", ctypes.c_int),
-        ("conversion", ctypes.c_uint32 * len(Conversion._fields)),
-        ("seed", ctypes.c_uint64),
-        ("stream", ctypes.c_uint64),
-        ("offset", ctypes.c_uint64),
-        ("random_bits", ctypes.c_int),
-    ]
-
-
-JOB_DTYPES = ["float16", "bfloat16", "float32", "float64", "uint8", "uint16", "uint32"]
-
-
 @pytest.fixture(scope="session")
 def element_on_host(tmp_path_factory):
     """The CUDA cast's dispatch and element function as a host library."""
-    library = tmp_path_factory.mktemp("element") / "element_on_host.so"
-    source = ROOT / "tests" / "element_on_host.cpp"
-    flags = ["-std=c++17", "-O1", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", f"-I{ROOT / 'csrc'}"]
-    subprocess.run(["g++", *flags, str(source), "-o", str(library)], check=True)
-    return ctypes.CDLL(str(library)).convert_on_host
+    return casts.build(tmp_path_factory.mktemp("element"))
 
 
-def convert_on_host(function, source, target_dtype, conversion, *, seed=0, stream=0, offset=0, random_bits=32):
+def convert_on_host(function, source, target_dtype, conversion, **random):
     target = np.empty(source.shape, target_dtype)
-    fields = (ctypes.c_uint32 * len(conversion))(*conversion)
-    dtypes = JOB_DTYPES.index(source.dtype.name), JOB_DTYPES.index(target.dtype.name)
-    addresses = source.ctypes.data, target.ctypes.data
-    job = CastJob(*addresses, source.size, *dtypes, fields, seed, stream, offset, random_bits)
-    function(ctypes.byref(job))
+    dtypes = source.dtype.name, target.dtype.name
+    casts.convert(function, source.ctypes.data, target.ctypes.data, source.size, dtypes, conversion, **random)
     return target
 
 

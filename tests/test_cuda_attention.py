@@ -201,11 +201,25 @@ def test_empty_operands(gpu):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"key": torch.zeros(1, 1, 5, 32)}, TypeError, "key must be a tensor of float8_e4m3fn, float16 or bfloat16"),
+        (
+            {"key": torch.zeros(1, 1, 5, 32)},
+            TypeError,
+            "key must be a torch tensor of float8_e4m3fn, float16 or bfloat16",
+        ),
         ({"key": torch.zeros(1, 1, 5, 64, dtype=BF16)}, TypeError, "must have one dtype and device"),
         ({"value": torch.zeros(1, 1, 5, 32, dtype=FP16)}, ValueError, r"value \[B, G, S, D\]"),
         ({"key": torch.zeros(1, 3, 5, 64, dtype=FP16), "value": torch.zeros(1, 3, 5, 64, dtype=FP16)}, ValueError, "G"),
         ({"scale": 0.0}, ValueError, "scale=0.0: must be positive"),
+        (
+            {name: torch.zeros(1, 1, 5, 0, dtype=FP16) for name in ("query", "key", "value")},
+            ValueError,
+            "D=0: heads have 1 to 256 features in the CUDA kernel",
+        ),
+        (
+            {name: torch.zeros(1, 1, 5, 264, dtype=FP16) for name in ("query", "key", "value")},
+            ValueError,
+            "D=264: heads have 1 to 256 features",
+        ),
         ({"window": 0}, ValueError, "window=0: a number of keys"),
         ({"dtype": torch.float64}, TypeError, "dtype must be one of float32"),
         ({"plan": "fa3.fp8"}, ValueError, "the CUDA kernel follows 'p_format=float16"),
@@ -216,6 +230,12 @@ def test_what_the_kernel_cannot_do_is_an_error(gpu, change, error, message):
     query, key, value = operands(4, 5, 64, FP16)
     with pytest.raises(error, match=message):
         attention(**({"query": query, "key": key, "value": value} | change))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float8_e5m2], ids=str)
+def test_what_has_no_kernel_has_no_plan(gpu, dtype):
+    with pytest.raises(TypeError, match="dtype must be one of float8_e4m3fn, float16, bfloat16, got"):
+        plan_of(dtype, HOPPER, 64)
 
 
 def test_a_gpu_before_ampere_is_refused(gpu):

@@ -113,6 +113,32 @@ def test_amax_is_that_of_the_scale_factors(gpu, value, transpose):
     assert same_bits(found, scaling.amax(x, "tensor"))
 
 
+def test_a_factor_that_had_to_be_copied_stays_until_the_launch(gpu, monkeypatch):
+    """Its memory is not given to a result in between: a view of the negated kind is made a tensor of its own."""
+    alive = []
+
+    class Kept(torch.Tensor):
+        def __del__(self):
+            alive.clear()
+
+    def resolve_neg(x):
+        copy = torch.Tensor.add(x, 0).as_subclass(Kept)
+        alive.append(copy.data_ptr())
+        return copy
+
+    launch = gpu.encode_scaled
+
+    def encode(*arguments, **options):
+        assert alive == [options["factor_address"]]
+        return launch(*arguments, **options)
+
+    scale = torch.tensor(1 - 2j).conj().imag
+    assert scale.is_neg()
+    monkeypatch.setattr(gpu, "encode_scaled", encode)
+    monkeypatch.setattr(torch.Tensor, "resolve_neg", lambda x: resolve_neg(x) if x.is_neg() else x)
+    check(torch.randn(5, 7), "e4m3", scale, amax=True, transpose=True)
+
+
 X = torch.zeros(4, 4)
 ERRORS = {
     "one axis": (lambda: encode_scaled(X[0], "e4m3", transpose=True), ValueError, r"x has shape \[4\]: transpose=True"),
@@ -135,5 +161,5 @@ def test_error_says_what_was_expected(gpu, case):
 
 
 def test_cpu_tensors_are_refused():
-    with pytest.raises(ValueError, match="the tensor is on cpu: the CUDA kernels take CUDA tensors"):
+    with pytest.raises(ValueError, match="x is on cpu: the CUDA kernels take CUDA tensors"):
         encode_scaled(X, "e4m3")

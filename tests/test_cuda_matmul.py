@@ -228,6 +228,11 @@ def test_an_unknown_device_has_no_plan():
         plan_of(E4M3, (10, 0))
 
 
+def test_what_has_no_kernel_has_no_plan():
+    with pytest.raises(TypeError, match="dtype must be one of float8_e4m3fn, .* got torch.float32"):
+        plan_of(torch.float32, (9, 0))
+
+
 def test_the_public_product(gpu):
     """`fp8sim.matmul`'s arguments: codes, quantized tensors, plans, outputs."""
     a, b = operand(20, 48, dtype=E4M3, seed=1), operand(24, 48, dtype=E4M3, seed=2)
@@ -255,8 +260,8 @@ REFUSED = {
         TypeError,
         "the CUDA kernel multiplies factors of tensors and rows; call under use_backend",
     ),
-    "dtype": (lambda: matmul(A.float(), A), TypeError, "a must be a tensor of float8_e4m3fn.* got torch.float32"),
-    "no tensor": (lambda: matmul(A, 3.0), TypeError, "b must be a tensor of float8_e4m3fn.* got float"),
+    "dtype": (lambda: matmul(A.float(), A), TypeError, "a must be a torch tensor of float8_e4m3fn.* got torch.float32"),
+    "no tensor": (lambda: matmul(A, 3.0), TypeError, "b must be a torch tensor of float8_e4m3fn.* got float"),
     "dtypes": (lambda: matmul(A, A.half()), TypeError, "a and b must have the same dtype, or both FP8"),
     "out_dtype": (
         lambda: matmul(A, A, out_dtype=E4M3),

@@ -86,6 +86,22 @@ def test_in_place(cuda):
     assert_same_bits(on_device.cpu().numpy(), expected.numpy(), "in place")
 
 
+@pytest.mark.usefixtures("cuda")
+@pytest.mark.parametrize("fmt", ["e4m3", "e2m1", "float16"])
+def test_the_public_casts_are_those_of_the_simulator(fmt):
+    """Any strides, a result that is given, another stream."""
+    base = 40 * torch.randn(70, 90, generator=torch.Generator().manual_seed(2))
+    on_device, stream = base.cuda(), torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    for x, there in ((base.T, on_device.T), (base[1:60:3], on_device[1:60:3])):
+        expected = fp8sim.cast(x, fmt)
+        with torch.cuda.stream(stream), fp8sim.use_backend("cuda"):
+            found = fp8sim.cast(there, fmt), fp8sim.decode(fp8sim.encode(there, fmt), fmt)
+            out = torch.empty(x.shape, device="cuda")
+            assert fp8sim.cast(there, fmt, out=out) is out
+        assert all(torch.equal(y.cpu(), expected) for y in (*found, out))
+
+
 def test_more_than_2_to_31_elements(cuda):
     """The last elements of a tensor that 32-bit indices cannot reach, and their random bits."""
     size = 2**31 + 1027

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from fp8sim import formats
-from fp8sim.casting import code_dtype
+from fp8sim.casting import check_code_tensor, code_dtype
 from fp8sim.formats import Format
 from fp8sim.rounding import Conversion, Overflow, Rounding, resolve_names
 from fp8sim.triton_kernels.elements import widen
@@ -28,6 +28,8 @@ from fp8sim.triton_kernels.launching import (
 from fp8sim.triton_kernels.random import random_integers
 from fp8sim.triton_kernels.rounding import decode as decode_bits
 from fp8sim.triton_kernels.rounding import encode as encode_bits
+
+_CODES = (torch.uint8, torch.uint16, torch.uint32)
 
 
 @triton.jit(do_not_specialize=["seed", "stream", "first_group"])
@@ -161,11 +163,11 @@ def decode(
         RuntimeError: codes are on a device where no kernel runs.
     """
     fmt = formats.parse(fmt)
-    if not isinstance(codes, torch.Tensor) or codes.dtype not in _SIGNED:
+    if not isinstance(codes, torch.Tensor) or codes.dtype not in _CODES:
         got = getattr(codes, "dtype", type(codes).__name__)
         raise TypeError(f"codes must be a torch tensor of uint8, uint16 or uint32, got {got}")
     require_device("codes", codes)
-    _require_codes(codes, fmt)
+    check_code_tensor(codes, fmt)
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     out = torch.empty(codes.shape, dtype=dtype, device=codes.device)
     _, bits, result = float_type("dtype", out)
@@ -225,19 +227,3 @@ def _end(x: torch.Tensor) -> int:
         return x.data_ptr()
     last = sum(step * (length - 1) for step, length in zip(x.stride(), x.shape, strict=True))
     return x.data_ptr() + (last + 1) * x.element_size()
-
-
-_SIGNED = {torch.uint8: torch.uint8, torch.uint16: torch.int16, torch.uint32: torch.int32}
-"""Types of codes, and as what torch computes with their bits."""
-
-
-def _require_codes(codes: torch.Tensor, fmt: Format) -> None:
-    """ValueError if a code has bits that `fmt` has not. Waits for the device, where the type has such bits at all."""
-    width = 8 * codes.element_size()
-    if width <= fmt.bits:
-        return
-    beyond = (-1 << fmt.bits) if codes.dtype != torch.uint8 else 0xFF & -1 << fmt.bits
-    outside = codes.view(_SIGNED[codes.dtype]) & beyond != 0
-    if bool(outside.any()):
-        first = int(codes.flatten()[int(outside.flatten().nonzero()[0])])
-        raise ValueError(f"codes contain {first:#x}: the codes of {fmt} are 0 to {(1 << fmt.bits) - 1:#x}")

@@ -17,14 +17,18 @@ constexpr int kMostFeatures = 256;
 // Elements from the first to beyond the last of [batches, heads, rows, columns].
 int64_t check_heads(const Memory& memory, const Strides& strides, const std::array<int64_t, 4>& shape) {
     check_alignment(memory, strides.data(), strides.size());
-    int64_t size = shape[3];
-    for (int i = 0; i < 3; ++i) size += (shape[i] - 1) * strides[i];
+    const int64_t size = check_reach(memory, shape.data(), strides.data(), strides.size(), shape[3]);
     check_memory(memory, size);
     return size;
 }
 
 HeadMatrices to_heads(const Memory& memory, const Strides& strides) {
     return {reinterpret_cast<const void*>(memory.address), strides[2], strides[1], strides[0]};
+}
+
+void check_features(int64_t features) {
+    if (features >= 1 && features <= kMostFeatures) return;
+    refuse("features=" + std::to_string(features) + ": expected 1 to " + std::to_string(kMostFeatures));
 }
 
 void check_numbers(float c, float p_offset, int64_t window, int64_t offset) {
@@ -51,7 +55,7 @@ void attention(uintptr_t query, uintptr_t key, uintptr_t value, uintptr_t out, u
     if (heads % groups != 0) {
         refuse("groups=" + std::to_string(groups) + ": must divide heads=" + std::to_string(heads));
     }
-    if (features > kMostFeatures) refuse("features=" + std::to_string(features) + ": at most 256");
+    check_features(features);
     check_numbers(c, p_offset, window, offset);
     const int64_t rows = batches * heads;
     if (batches > kMostRows / heads || rows > kMostRows / queries) {
@@ -92,6 +96,15 @@ void attention(uintptr_t query, uintptr_t key, uintptr_t value, uintptr_t out, u
     check(launch_attention(job, cuda_stream));
 }
 
+int block(int64_t features, int64_t capability) {
+    constexpr int64_t kMostCapability = 999;
+    check_features(features);
+    if (capability < 80 || capability > kMostCapability) {
+        refuse("capability=" + std::to_string(capability) + ": expected 10 * major + minor of 8.0 or later, such as 90");
+    }
+    return attention_block(static_cast<int>(features), static_cast<int>(capability));
+}
+
 }  // namespace
 
 void define_attention(py::module_& module) {
@@ -100,7 +113,7 @@ void define_attention(py::module_& module) {
                py::arg("key_strides"), py::arg("value_strides"), py::arg("c"), py::arg("cuda_stream") = 0,
                py::kw_only(), py::arg("transposed_value") = false, py::arg("causal") = false, py::arg("window") = 0,
                py::arg("offset") = 0, py::arg("p_offset") = 0.0f, py::arg("factor") = 1.0f);
-    module.def("attention_block", &attention_block, py::arg("features"), py::arg("capability"));
+    module.def("attention_block", &block, py::arg("features"), py::arg("capability"));
 }
 
 }  // namespace fp8sim

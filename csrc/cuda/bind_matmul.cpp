@@ -16,7 +16,8 @@ int64_t check_operand(const Memory& memory, const Strides& strides, int64_t rows
     if (rows > 1 && strides[0] < k) {
         refuse(std::string(memory.argument) + "_strides: rows of " + std::to_string(k) + " elements overlap");
     }
-    const int64_t size = (batches - 1) * strides[1] + (rows - 1) * strides[0] + k;
+    const int64_t lengths[] = {rows, batches};
+    const int64_t size = check_reach(memory, lengths, strides.data(), strides.size(), k);
     check_memory(memory, size);
     return size;
 }
@@ -26,7 +27,8 @@ int64_t check_factors(const Memory& memory, const Strides& strides, int64_t rows
         refuse(std::string(memory.argument) + ": strides " + std::to_string(strides[0]) + ", " +
                std::to_string(strides[1]) + " are below 0");
     }
-    const int64_t size = (batches - 1) * strides[1] + (rows - 1) * strides[0] + 1;
+    const int64_t lengths[] = {rows, batches};
+    const int64_t size = check_reach(memory, lengths, strides.data(), strides.size(), 1);
     if (memory.address != 0) check_memory(memory, size);
     return size;
 }

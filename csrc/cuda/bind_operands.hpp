@@ -51,4 +51,20 @@ inline void check_alignment(const Memory& memory, const int64_t* strides, size_t
     }
 }
 
+// Elements from the first to beyond the last of rows of `last` elements; `lengths`, 1 or more, are apart by `strides`.
+inline int64_t check_reach(const Memory& memory, const int64_t* lengths, const int64_t* strides, size_t count,
+                           int64_t last) {
+    constexpr int64_t kMost = int64_t{1} << 60;
+    int64_t size = last;
+    for (size_t i = 0; i < count; ++i) {
+        if (lengths[i] == 1) continue;
+        if (strides[i] > (kMost - size) / (lengths[i] - 1)) {
+            refuse(std::string(memory.argument) + "_strides: " + std::to_string(strides[i]) + " elements, " +
+                   std::to_string(lengths[i]) + " times, reach beyond the address space");
+        }
+        size += (lengths[i] - 1) * strides[i];
+    }
+    return size;
+}
+
 }  // namespace fp8sim

@@ -14,7 +14,17 @@ import math
 
 import torch
 
-from fp8sim.cuda.launching import HOPPER, Capability, capability_of, current_stream, name_of, require_cuda
+from fp8sim.cuda.launching import (
+    HOPPER,
+    Capability,
+    capability_of,
+    current_stream,
+    name_of,
+    require_built,
+    require_cuda,
+    require_dtype,
+    require_tensor,
+)
 from fp8sim.cuda.matmul import plan_of as plan_of_products
 from fp8sim.mma import attention as plans
 from fp8sim.mma.attention import AttentionPlan, base2_scale
@@ -38,10 +48,17 @@ def plan_of(
             the rest; `p_offset` is free.
 
     Raises:
-        ValueError: the kernel does not follow the plan there, or no order of additions is known for the device.
+        TypeError: a dtype that has no kernel.
+        ValueError: the kernel does not follow the plan there, takes no heads of so many features, or no order of
+            additions is known for the device.
+        RuntimeError: no `fp8sim._cuda`.
     """
-    from fp8sim import _cuda  # built only where nvcc was found
+    require_built()
+    from fp8sim import _cuda
 
+    require_dtype("dtype", dtype, _OPERANDS)
+    if not 1 <= features <= _MOST_FEATURES:
+        raise ValueError(f"D={features}: heads have 1 to {_MOST_FEATURES} features in the CUDA kernel")
     products = plan_of_products(dtype, capability)
     fp8 = dtype == torch.float8_e4m3fn
     own = AttentionPlan(
@@ -108,10 +125,8 @@ def attention(
     Raises:
         TypeError: a dtype that has no kernel.
         ValueError: shapes, a plan or devices that do not fit.
-        RuntimeError: the device has no kernel: it needs compute capability 8.0 (Ampere) or later.
+        RuntimeError: the device has no kernel: it needs compute capability 8.0 (Ampere) or later; no `fp8sim._cuda`.
     """
-    from fp8sim import _cuda  # built only where nvcc was found
-
     _check(query, key, value, window, dtype)
     if cu_seqlens_q is not None or cu_seqlens_k is not None:
         raise ValueError("cu_seqlens_q, cu_seqlens_k: packed sequences take the backend 'triton'")
@@ -124,10 +139,12 @@ def attention(
     dtype = dtype or (torch.bfloat16 if query.dtype == torch.float8_e4m3fn else query.dtype)
     out = torch.empty(batch, heads, length, features, dtype=dtype, device=query.device)
     lse = torch.empty(batch, heads, length, dtype=torch.float32, device=query.device)
-    if 0 in (lse.numel(), keys, features):
+    if 0 in (lse.numel(), keys):
         return out.zero_(), lse.fill_(math.inf)
     transposed = query.dtype == torch.float8_e4m3fn and capability == HOPPER
     q, k, v = (_aligned(x) for x in (query, key, value.mT if transposed else value))
+    from fp8sim import _cuda  # built only where nvcc was found
+
     with current_stream(query) as stream:
         _cuda.attention(
             q.data_ptr(),
@@ -170,15 +187,13 @@ def _check(
 ) -> None:
     operands = {"query": query, "key": key, "value": value}
     for name, x in operands.items():
-        if not isinstance(x, torch.Tensor) or x.dtype not in _OPERANDS:
-            got = getattr(x, "dtype", type(x).__name__)
-            raise TypeError(f"{name} must be a tensor of float8_e4m3fn, float16 or bfloat16, got {got}")
-        require_cuda(x, name)
+        require_tensor(name, x, _OPERANDS)
+        require_cuda(name, x)
     if len({x.dtype for x in operands.values()}) != 1 or len({x.device for x in operands.values()}) != 1:
         listed = ", ".join(f"{name} {x.dtype} on {x.device}" for name, x in operands.items())
         raise TypeError(f"query, key and value must have one dtype and device, got {listed}")
-    if dtype is not None and dtype not in _OUTPUTS:
-        raise TypeError(f"dtype must be one of {', '.join(map(name_of, _OUTPUTS))}, got {dtype}")
+    if dtype is not None:
+        require_dtype("dtype", dtype, _OUTPUTS)
     if window is not None and window < 1:
         raise ValueError(f"window={window}: a number of keys, 1 or more, or None")
     shapes = f"{list(query.shape)}, {list(key.shape)} and {list(value.shape)}"
@@ -187,5 +202,3 @@ def _check(
         raise ValueError(f"expected query [B, H, L, D], key [B, G, S, D] and value [B, G, S, D], got {shapes}")
     if key.shape[1] == 0 or query.shape[1] % key.shape[1] != 0:
         raise ValueError(f"G must divide H, got {shapes}")
-    if query.shape[3] > _MOST_FEATURES:
-        raise ValueError(f"D={query.shape[3]}: at most {_MOST_FEATURES}")

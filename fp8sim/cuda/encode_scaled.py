@@ -8,12 +8,10 @@ import numpy as np
 import torch
 
 from fp8sim import casting, formats
-from fp8sim.cuda.launching import current_stream, dense, name_of
+from fp8sim.cuda.launching import FLOATS, current_stream, dense, name_of, require_tensor
 from fp8sim.formats import Format
 from fp8sim.random_bits import random_keywords
 from fp8sim.rounding import Overflow, Rounding, resolve_names
-
-_SOURCES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def encode_scaled(
@@ -47,22 +45,20 @@ def encode_scaled(
         TypeError: a dtype that cannot be encoded.
         ValueError: as for `fp8sim.encode`; a tensor that is not on a CUDA device, a factor that is not one float32
             number, `transpose` of a tensor without two axes.
-        RuntimeError: no CUDA device.
+        RuntimeError: no CUDA device, or no `fp8sim._cuda`.
     """
-    from fp8sim import _cuda  # built only where nvcc was found
-
+    require_tensor("x", x, FLOATS)
     to = resolve_names(fmt, rounding, overflow)
     words = random_keywords(Rounding(to.rounding), **random)
-    if not isinstance(x, torch.Tensor) or x.dtype not in _SOURCES:
-        got = getattr(x, "dtype", type(x).__name__)
-        raise TypeError(f"x must be a torch tensor of float64, float32, float16 or bfloat16, got {got}")
     if transpose and x.ndim < 2:
         raise ValueError(f"x has shape {list(x.shape)}: transpose=True takes two axes or more; reshape it")
-    source, factor = dense(x), _factor(scale, x)
+    source, factor = dense("x", x), _factor(scale, x)
     code_dtype = casting.code_dtype(formats.parse(fmt))
     codes = torch.empty(x.shape, dtype=getattr(torch, code_dtype), device=x.device)
     transposed = codes.new_empty(x.mT.shape) if transpose else None
     largest = torch.zeros((), dtype=torch.float32, device=x.device) if amax else None
+    from fp8sim import _cuda  # built only where nvcc was found
+
     with current_stream(x) as stream:
         _cuda.encode_scaled(
             source.data_ptr(),
@@ -72,7 +68,7 @@ def encode_scaled(
             code_dtype,
             to,
             stream,
-            **factor,
+            **_factor_argument(factor),
             fused=fused,
             amax=0 if largest is None else largest.data_ptr(),
             transposed=0 if transposed is None else transposed.data_ptr(),
@@ -87,16 +83,23 @@ def _matrices(x: torch.Tensor) -> tuple[int, int, int]:
     return int(np.prod(batch, dtype=np.int64)), rows, columns
 
 
-def _factor(scale: float | torch.Tensor | None, x: torch.Tensor) -> dict[str, Any]:
-    """The kernel's arguments: nothing, a float32 number, or the address of one."""
+def _factor(scale: float | torch.Tensor | None, x: torch.Tensor) -> float | torch.Tensor | None:
+    """The factor as a float32 number, here or on x's device; None for none."""
     if scale is None:
-        return {}
+        return None
     if not isinstance(scale, torch.Tensor):
         with np.errstate(over="ignore"):
-            return {"factor": float(np.float32(float(scale)))}
+            return float(np.float32(float(scale)))
     if scale.dtype != torch.float32 or scale.numel() != 1 or scale.device != x.device:
         raise ValueError(
             f"scale must be a float, or one float32 number on x's device {x.device}: got {scale.dtype} "
             f"{list(scale.shape)} on {scale.device}"
         )
-    return {"factor_address": scale.detach().resolve_neg().data_ptr()}
+    return scale.detach().resolve_neg()
+
+
+def _factor_argument(factor: float | torch.Tensor | None) -> dict[str, Any]:
+    """The kernel's arguments. The caller keeps the tensor until the launch: its memory would be given away."""
+    if factor is None:
+        return {}
+    return {"factor_address": factor.data_ptr()} if isinstance(factor, torch.Tensor) else {"factor": factor}

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 
 Capability = tuple[int, int]
 AMPERE, ADA, HOPPER = (8, 0), (8, 9), (9, 0)
+
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+"""What is cast and encoded."""
 
 
 def name_of(dtype: torch.dtype) -> str:
@@ -16,15 +20,43 @@ def name_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def require_cuda(x: torch.Tensor, argument: str = "the tensor") -> None:
-    """ValueError unless x is on a CUDA device."""
+NOT_BUILT = "fp8sim was built without nvcc, so there is no fp8sim._cuda (FP8SIM_CUDA=1 pip install .)"
+
+
+def require_built() -> None:
+    """RuntimeError where `fp8sim._cuda` is not here, or does not load."""
+    try:
+        from fp8sim import _cuda  # noqa: F401
+    except ImportError as error:
+        raise RuntimeError(f"{NOT_BUILT}: {error}") from error
+
+
+def require_tensor(argument: str, x: Any, dtypes: Sequence[torch.dtype]) -> None:
+    """TypeError unless x is a tensor of one of these dtypes."""
+    if not isinstance(x, torch.Tensor) or x.dtype not in dtypes:
+        *others, last = map(name_of, dtypes)
+        got = x.dtype if isinstance(x, torch.Tensor) else type(x).__name__
+        raise TypeError(
+            f"{argument} must be a torch tensor of {' or '.join(filter(None, [', '.join(others), last]))}, got {got}"
+        )
+
+
+def require_dtype(argument: str, dtype: Any, dtypes: Sequence[torch.dtype]) -> None:
+    """TypeError unless it is one of these."""
+    if dtype not in dtypes:
+        raise TypeError(f"{argument} must be one of {', '.join(map(name_of, dtypes))}, got {dtype}")
+
+
+def require_cuda(argument: str, x: torch.Tensor) -> None:
+    """ValueError unless x is on a CUDA device; RuntimeError without the kernels."""
     if x.device.type != "cuda":
         raise ValueError(f"{argument} is on {x.device}: the CUDA kernels take CUDA tensors; use .cuda()")
+    require_built()
 
 
-def dense(x: torch.Tensor) -> torch.Tensor:
-    """x as the kernels take it: contiguous, on a CUDA device."""
-    require_cuda(x)
+def dense(argument: str, x: torch.Tensor) -> torch.Tensor:
+    """x as the kernels of casts take it: contiguous, on a CUDA device."""
+    require_cuda(argument, x)
     return x.detach().resolve_neg().contiguous()
 
 

@@ -23,6 +23,8 @@ from fp8sim.cuda.launching import (
     current_stream,
     name_of,
     require_cuda,
+    require_dtype,
+    require_tensor,
 )
 from fp8sim.mma.plans import GemmPlan
 
@@ -65,10 +67,8 @@ def matmul(
     Raises:
         TypeError: a dtype that has no kernel.
         ValueError: shapes, factors or devices that do not fit.
-        RuntimeError: the device has no kernel: it needs compute capability 8.0 (Ampere) or later.
+        RuntimeError: the device has no kernel: it needs compute capability 8.0 (Ampere) or later; no `fp8sim._cuda`.
     """
-    from fp8sim import _cuda  # built only where nvcc was found
-
     batch = _checked_batch(a, b, out_dtype)
     (m, k), n = a.shape[-2:], b.shape[-2]
     left, right = operand_matrices(a, batch), operand_matrices(b, batch)
@@ -77,6 +77,8 @@ def matmul(
     out = torch.empty((*batch, m, n), dtype=out_dtype, device=a.device)
     if k == 0:
         return out.zero_()
+    from fp8sim import _cuda  # built only where nvcc was found
+
     with current_stream(a) as stream:
         _cuda.matmul(
             left.data_ptr(),
@@ -106,8 +108,10 @@ def plan_of(dtype: torch.dtype, capability: Capability, *, fast_accumulation: bo
         fast_accumulation: as for `matmul`.
 
     Raises:
+        TypeError: a dtype that has no kernel.
         ValueError: no order is known for the device.
     """
+    require_dtype("dtype", dtype, _OPERANDS)
     fp8 = dtype in _FLOAT8
     if capability == HOPPER:
         if fp8 and not fast_accumulation:
@@ -169,18 +173,15 @@ def _factor_arguments(operand: str, factors: torch.Tensor | None) -> dict[str, A
 def _checked_batch(a: torch.Tensor, b: torch.Tensor, out_dtype: torch.dtype) -> torch.Size:
     """The result's leading dimensions; operands that do not fit are refused."""
     for name, x in (("a", a), ("b", b)):
-        if not isinstance(x, torch.Tensor) or x.dtype not in _OPERANDS:
-            got = getattr(x, "dtype", type(x).__name__)
-            raise TypeError(f"{name} must be a tensor of float8_e4m3fn, float8_e5m2, float16 or bfloat16, got {got}")
+        require_tensor(name, x, _OPERANDS)
     if a.dtype != b.dtype and not {a.dtype, b.dtype} <= set(_FLOAT8):
         raise TypeError(f"a and b must have the same dtype, or both FP8, got {a.dtype} and {b.dtype}: cast one of them")
-    if out_dtype not in _OUTPUTS:
-        raise TypeError(f"out_dtype must be one of {', '.join(map(name_of, _OUTPUTS))}, got {out_dtype}")
+    require_dtype("out_dtype", out_dtype, _OUTPUTS)
     if a.ndim < 2 or b.ndim < 2 or a.shape[-1] != b.shape[-1]:
         raise ValueError(f"expected a [..., M, K] and b [..., N, K], got {list(a.shape)} and {list(b.shape)}")
     if a.device != b.device:
         raise ValueError(f"a and b must be on one device, got {a.device} and {b.device}")
-    require_cuda(a, "a")
+    require_cuda("a", a)
     capability_of(a, "matrix products")
     try:
         return torch.Size(torch.broadcast_shapes(a.shape[:-2], b.shape[:-2]))

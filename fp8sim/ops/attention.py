@@ -321,6 +321,8 @@ def _check(
         raise ValueError(
             f"attention takes query [..., H, L, D], key [..., G, S, D] and value [..., G, S, E], got {shapes}"
         )
+    if shapes[0][-1] == 0:
+        raise ValueError(f"heads have one feature or more, got {shapes}")
     heads, groups = shapes[0][-3], shapes[1][-3]
     if heads != groups and not (enable_gqa and groups and heads % groups == 0):
         raise ValueError(

@@ -231,5 +231,7 @@ def _check(query: tuple[int, ...], key: tuple[int, ...], value: tuple[int, ...],
             f"attention takes query [..., H, L, D], key [..., G, S, D] and value [..., G, S, E], G dividing H, got "
             f"{list(query)}, {list(key)} and {list(value)}"
         )
+    if query[-1] == 0:
+        raise ValueError("D=0: heads have one feature or more")
     if window is not None and window < 1:
         raise ValueError(f"window={window}: a number of keys, 1 or more, or None")

@@ -167,11 +167,11 @@ class StandIn:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(fp8sim, "_cuda", self, raising=False)
             patch.setattr(torch.cuda, "get_device_capability", lambda device: self.capability)
-            patch.setattr(launching, "require_cuda", lambda x, argument="": None)
+            patch.setattr(launching, "require_cuda", lambda argument, x: None)
             for module in (attention_module, matmul_module, encode_scaled_module):
                 patch.setattr(module, "current_stream", lambda x: contextlib.nullcontext(0))
             for module in (attention_module, matmul_module):
-                patch.setattr(module, "require_cuda", lambda x, argument="": None)
+                patch.setattr(module, "require_cuda", lambda argument, x: None)
             yield
 
     def matmul(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import platform
 import re
 import subprocess
@@ -16,6 +15,7 @@ import torch
 
 from fp8sim.analysis.probing.instruments import Inputs, Interface
 from fp8sim.analysis.probing.operands import Array
+from fp8sim.cuda.launching import require_built
 from fp8sim.mma import ARCHITECTURES, MODELS, MmaModel
 from fp8sim.mma.architectures import OPERANDS
 
@@ -63,10 +63,7 @@ def kernels() -> list[Kernel]:
     Raises:
         RuntimeError: it was built without nvcc.
     """
-    if importlib.util.find_spec("fp8sim._cuda") is None:
-        raise RuntimeError(
-            "fp8sim._cuda is not built: install the CUDA toolkit (nvcc) and run 'python setup.py build_ext --inplace'"
-        )
+    require_built()
     from fp8sim import _cuda
 
     return [
