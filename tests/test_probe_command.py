@@ -64,6 +64,24 @@ def test_a_difference_is_told_and_is_exit_code_1(tmp_path: Path, monkeypatch: py
     assert len(list((tmp_path / "differences").glob(f"{NAME}-*.npz"))) == 8
 
 
+def test_a_width_of_other_bits_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One output of the widest tile, off by the last bit."""
+
+    class Odd(StandIn):
+        def run(self, inputs: Any) -> Any:
+            d = super().run(inputs)
+            if self.tile == (64, 256):
+                d[0, 63, 255] ^= 1
+            return d
+
+    monkeypatch.setattr(running, "_stand_ins", lambda _: iter([Odd(parse(NAME), tile=(64, 8))]))
+    done = invoke(*FAST, "--out", tmp_path)
+    assert done.exit_code == 1
+    assert json.loads((tmp_path / "probe.json").read_text())["surprises"] == [
+        f"{NAME}: 8 columns at a time, and 256: 3 of {3 * 64 * 256} differ"
+    ]
+
+
 def test_another_row_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An instruction that is a known one, but not the one that it is named for."""
 

@@ -30,12 +30,25 @@ def kernels(cuda: Any) -> list[Kernel]:
 
 def test_every_instruction_of_three_generations_has_a_kernel(kernels: list[Kernel]) -> None:
     """Ampere, Ada and Hopper, whole; of later ones what they share with them."""
-    named = [name for kernel in kernels for name in row_names(kernel)]
+    narrow = [kernel for kernel in kernels if kernel.tile[1] == 8]
+    named = [name for kernel in narrow for name in row_names(kernel)]
     assert len(named) == len(set(named))
     for name in MODELS:
         if name.startswith(("sm80.", "sm89.", "sm90.")):
             assert name in named
-    assert len(kernels) == 38
+    assert len(narrow) == 38
+
+
+def test_every_wgmma_is_there_in_four_widths(kernels: list[Kernel]) -> None:
+    tiles: dict[str, list[tuple[int, int]]] = {}
+    for kernel in kernels:
+        for name in row_names(kernel):
+            tiles.setdefault(name, []).append(kernel.tile)
+            assert f".m{kernel.tile[0]}n{kernel.tile[1]}k{kernel.k}." in kernel.ptx
+    wgmma = {name: found for name, found in tiles.items() if ".wgmma." in name}
+    assert len(wgmma) == 12
+    assert set(map(tuple, wgmma.values())) == {((64, 8), (64, 64), (64, 128), (64, 256))}
+    assert len(kernels) == 38 + 3 * 12
 
 
 def test_a_kernel_takes_what_its_rows_take(kernels: list[Kernel]) -> None:
@@ -55,6 +68,11 @@ def test_a_device_has_the_instructions_of_its_generation(
     assert len(found) == count
     assert {x.takes.name.partition(".")[0] for x in found} == {architecture(capability)}
     assert any("wgmma" in x.takes.name for x in found) == (capability == 90)
+    for x in found:
+        widths = [64, 128, 256] if "wgmma" in x.takes.name else []
+        others = device.wider(x)
+        assert [other.tile[1] for other in others] == widths
+        assert {other.takes for other in others} <= {x.takes}
 
 
 def test_without_a_device_nothing_is_probed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,6 +114,16 @@ def test_bad_argument_is_named(cuda: Any, change: dict[str, Any], message: str) 
         cuda.probe(**GOOD | change)
 
 
+WIDE = {"instruction": "wgmma.m64n256k32.f32.e4m3.e4m3", "c": 0, "steps": 8}
+
+
+def test_a_wide_tile_has_only_one_way_in(cuda: Any) -> None:
+    with pytest.raises(ValueError, match="variant='registers': wgmma.m64n256k32.f32.e4m3.e4m3 has shared$"):
+        cuda.probe(**GOOD | WIDE | {"variant": "registers"})
+    with pytest.raises(ValueError, match="d overlaps b"):
+        cuda.probe(**GOOD | WIDE | {"b": ELSEWHERE + 2 * 64 * 256 * 4 - 8})
+
+
 def test_only_wgmma_does_without_c_and_has_variants(cuda: Any) -> None:
     mma_sync = GOOD | {"instruction": "mma.m16n8k16.f32.f16.f16.f32"}
     with pytest.raises(ValueError, match="c is a null pointer: only wgmma can do without"):
@@ -109,7 +137,7 @@ def test_no_cases_need_nothing(cuda: Any) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-@pytest.mark.parametrize("change", [{}, {"c": 0}, {"variant": "registers"}, {"steps": 8}], ids=str)
+@pytest.mark.parametrize("change", [{}, {"c": 0}, {"variant": "registers"}, {"steps": 8}, WIDE], ids=str)
 def test_a_launch_says_that_no_device_is_here(cuda: Any, change: dict[str, Any]) -> None:
     with pytest.raises(RuntimeError, match="no CUDA device: "):
         cuda.probe(**GOOD | change)
@@ -169,8 +197,9 @@ def test_operands_lie_as_published(host: ctypes.CDLL, bits: int) -> None:
 
 
 def test_results_lie_as_published(host: ctypes.CDLL) -> None:
-    for lane, i in itertools.product(range(32), range(4)):
-        wanted = (lane >> 2) + (0 if i < 2 else 8), (lane % 4) * 2 + (i & 1)
+    """Of mma.sync the first four; of wgmma as many as half of its columns, for a warp's 16 rows."""
+    for lane, i in itertools.product(range(32), range(128)):
+        wanted = (lane >> 2) + (0 if i % 4 < 2 else 8), (lane % 4) * 2 + (i & 1) + 8 * (i // 4)
         assert place(host.place_of_d, lane, i, 0) == wanted
         row, word = place(host.place_of_d, lane, i // 2, 1)
         assert (row, 2 * word + i % 2) == wanted
@@ -190,10 +219,10 @@ def test_the_layout_in_shared_memory_is_what_its_descriptor_says(host: ctypes.CD
     assert start << 4 == 0x12340
     assert descriptor >> 62 == 0  # no swizzle
     assert descriptor >> 49 & 7 == 0  # no base offset
-    for row, byte in itertools.product(range(64), range(32)):
+    for row, byte in itertools.product(range(256), range(32)):
         wanted = row // 8 * (along_rows << 4) + byte // 16 * (along_k << 4) + row % 8 * 16 + byte % 16
         assert host.offset_of(row, byte) == wanted
-    assert sorted(host.offset_of(row, byte) for row in range(64) for byte in range(32)) == list(range(2048))
+    assert sorted(host.offset_of(row, byte) for row in range(256) for byte in range(32)) == list(range(8192))
 
 
 # Machine code
@@ -210,8 +239,8 @@ def expected(kernel: Kernel, name: str) -> list[str]:
         return ["DMMA.884" if m == 8 else "DMMA.16x8x16"]
     if kind == "wgmma":
         if a in TYPES:
-            return [f"HGMMA.64x8x{k}.{d.upper()}{TYPES[a]}"]
-        return [f"QGMMA.64x8x32.{d.upper()}.{a.upper()}.{b.upper()}"]
+            return [f"HGMMA.64x{n}x{k}.{d.upper()}{TYPES[a]}"]
+        return [f"QGMMA.64x{n}x32.{d.upper()}.{a.upper()}.{b.upper()}"]
     if a in TYPES:
         return [f"HMMA.{m}{n}{k}.{d.upper()}{TYPES[a]}"]
     if parse(name).adder is Adder.EMULATED:
@@ -238,7 +267,7 @@ def test_each_kernel_is_the_instruction_that_it_is_named_for(kernels: list[Kerne
         for variant in kernel.variants:
             assert machine_code.mnemonics(kernel, file_architecture, variant) == expected(kernel, names[0])
             checked += 1
-    assert checked == {"sm_80": 9, "sm_89": 25, "sm_90a": 25 + 3 * 12}[file_architecture]
+    assert checked == {"sm_80": 9, "sm_89": 25, "sm_90a": 25 + (3 + 3) * 12}[file_architecture]
 
 
 @pytest.mark.usefixtures("disassembler")
@@ -270,9 +299,11 @@ def test_no_kernel_spills(cuda: Any) -> None:
     usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     lines = re.findall(r"Function (\S+):\n\s*REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage)
     probes = [found for found in lines if "_probe_cu_" in found[0]]
-    assert len(probes) == 3 * (26 + 3 * 12)  # for each of three devices
+    assert len(probes) == 3 * (26 + (3 + 3) * 12)  # for each of three devices
     assert {(stack, local) for _, _, stack, local in probes} == {("0", "0")}
-    assert max(int(registers) for _, registers, _, _ in probes) <= 80
+    wide = [found for found in probes if re.search("ELi(64|128|256)E", found[0])]
+    assert len(wide) == 3 * 3 * 12
+    assert max(int(registers) for _, registers, _, _ in set(probes) - set(wide)) <= 80
 
 
 # The way to a launch, with memory of the CPU and the simulator in the kernel's place
@@ -290,7 +321,7 @@ def launched(cuda: Any, kernels: list[Kernel], monkeypatch: pytest.MonkeyPatch) 
     by_ptx = {kernel.ptx: kernel for kernel in kernels}
 
     def probe(ptx: str, a: int, b: int, c: int, d: int, cases: int, steps: int, variant: str, stream: int) -> None:
-        calls.append({"steps": steps, "cases": cases, "variant": variant, "c": c != 0, "stream": stream})
+        calls.append({"ptx": ptx, "steps": steps, "cases": cases, "variant": variant, "c": c != 0, "stream": stream})
         kernel = by_ptx[ptx]
         model = next(parse(name) for name in row_names(kernel) if name.startswith("sm90."))
         codes = [f"uint{8 * bytes_of(fmt)}" for fmt in (model.a_format, model.b_format, model.accumulator)]
@@ -337,10 +368,11 @@ def test_many_cases_run_in_parts(launched: list[dict[str, Any]], monkeypatch: py
 
 def test_the_variants_reach_the_kernel(launched: list[dict[str, Any]]) -> None:
     found = list(running._invariances(instrument("sm90.wgmma.bf16.bf16.f32")))
-    assert [result.differing for result in found] == [0] * 5
+    assert [result.differing for result in found] == [0] * 8
     assert {call["variant"] for call in launched} == {"shared", "registers", "negated"}
     assert {call["c"] for call in launched} == {True, False}
-    assert len({result.what for result in found}) == len({*map(str, found)}) == 5
+    assert {call["ptx"] for call in launched} == {f"wgmma.m64n{n}k16.f32.bf16.bf16" for n in (8, 64, 128, 256)}
+    assert len({result.what for result in found}) == len({*map(str, found)}) == 8
     assert all(result.compared >= running._INVARIANT_OUTPUTS for result in found)
     assert isinstance(found[0], invariances.Invariance)
 

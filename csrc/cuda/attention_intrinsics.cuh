@@ -108,9 +108,6 @@ FP8SIM_DEVICE uint32_t round_to_e4m3(float low, float high) {
 
 // wgmma for 64 columns, and for 16-bit operands b that lie [k, column] in memory.
 
-#define FP8SIM_REGISTERS_32 \
-    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, " FP8SIM_TEN(1) FP8SIM_TEN(2) "%30, %31"
-
 #define FP8SIM_WGMMA(NAME, TYPE, COUNT, N, REGISTERS, A, B, ADDS, SHAPE, FLAGS, ...)                         \
     FP8SIM_DEVICE void NAME(TYPE, TYPE, float(&s)[COUNT], uint64_t a, uint64_t b, int adds) {                \
         asm volatile("{\n\t.reg .pred adds;\n\tsetp.ne.b32 adds, " ADDS ", 0;\n\t"                           \
@@ -121,13 +118,13 @@ FP8SIM_DEVICE uint32_t round_to_e4m3(float low, float high) {
     }
 #define FP8SIM_WGMMA_64(NAME, TYPE, SHAPE, FLAGS)                                                      \
     FP8SIM_WGMMA(NAME, TYPE, 32, "n64", FP8SIM_REGISTERS_32, "%32", "%33", "%34", SHAPE, FLAGS,        \
-                 FP8SIM_VALUES_32(s, 0))
+                 FP8SIM_VALUES_32("+f", s, 0))
 #define FP8SIM_WGMMA_DOWN(TYPE, SHAPE)                                                                         \
     FP8SIM_WGMMA_64(wgmma_down, TYPE, SHAPE, ", 0, 1")                                                         \
     FP8SIM_WGMMA(wgmma_down, TYPE, 64, "n128", FP8SIM_REGISTERS_64, "%64", "%65", "%66", SHAPE, ", 0, 1",      \
-                 FP8SIM_VALUES_64(s, 0))                                                                       \
+                 FP8SIM_VALUES_64("+f", s, 0))                                                                 \
     FP8SIM_WGMMA(wgmma_down, TYPE, 128, "n256", FP8SIM_REGISTERS_128, "%128", "%129", "%130", SHAPE, ", 0, 1", \
-                 FP8SIM_VALUES_64(s, 0), FP8SIM_VALUES_64(s, 64))
+                 FP8SIM_VALUES_128("+f", s, 0))
 
 FP8SIM_WGMMA_64(wgmma, E4m3, "k32.f32.e4m3.e4m3", "")
 FP8SIM_WGMMA_64(wgmma, Float16, "k16.f32.f16.f16", ", 0, 0")

@@ -80,7 +80,7 @@ void probe(const std::string& name, uintptr_t a, uintptr_t b, uintptr_t c, uintp
         refuse("steps=" + std::to_string(steps) + ": expected 1 to " + std::to_string(kMostProbeSteps));
     }
     if (cases == 0) return;
-    if (c == 0 && !instruction.has_variants) refuse("c is a null pointer: only wgmma can do without");
+    if (c == 0 && !instruction.may_ignore_c) refuse("c is a null pointer: only wgmma can do without");
     const int64_t row = int64_t{steps} * instruction.k * instruction.operand_bytes;
     const int64_t bytes = cases * instruction.m * instruction.n * instruction.accumulator_bytes;
     const Region result = {"d", d, bytes};

@@ -22,10 +22,11 @@ FP8SIM_HD constexpr WordPlace fragment_a(int lane, int i, int rows) {
 // b [column, k].
 FP8SIM_HD constexpr WordPlace fragment_b(int lane, int i) { return {lane / 4, lane % 4 + 4 * i}; }
 
-// c and d [row, column]: two neighbouring numbers in one word (binary16), or one in each.
+// c and d [row, column], of wgmma the 16 rows of a warp: two neighbouring numbers in one word (binary16), or one in
+// each. Every 8 columns take as many registers as the next 8.
 FP8SIM_HD constexpr WordPlace fragment_d(int lane, int i, bool packed) {
-    if (packed) return {lane / 4 + 8 * i, lane % 4};
-    return {lane / 4 + 8 * (i / 2), 2 * (lane % 4) + i % 2};
+    if (packed) return {lane / 4 + 8 * (i % 2), 4 * (i / 2) + lane % 4};
+    return {lane / 4 + 8 * (i / 2 % 2), 8 * (i / 4) + 2 * (lane % 4) + i % 2};
 }
 
 // Operands of wgmma in shared memory without a swizzle: 8 rows of 16 bytes are 128 bytes in a row, two of these lie side

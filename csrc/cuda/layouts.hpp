@@ -25,7 +25,8 @@ struct Place {
 // The result of wgmma m64nNkK (PTX ISA, "Register fragments for wgmma.mma_async"): register `i` of a thread of the
 // warpgroup.
 FP8SIM_HD constexpr Place wgmma_result(int thread, int i) {
-    return {16 * (thread / 32) + thread % 32 / 4 + 8 * (i / 2 % 2), 8 * (i / 4) + 2 * (thread % 4) + i % 2};
+    const WordPlace at = fragment_d(thread % 32, i, false);
+    return {16 * (thread / 32) + at.row, at.word};
 }
 
 // The operands of mma m16n8k16: the first of both neighbouring numbers in register `i` of a lane. a is [row, k]; b is

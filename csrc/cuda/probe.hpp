@@ -20,6 +20,7 @@ struct ProbeInstruction {
     int accumulator_bytes;
     int least_capability;  // 10 * major + minor
     bool on_later_devices;
+    bool may_ignore_c;
     bool has_variants;
 };
 

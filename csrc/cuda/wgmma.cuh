@@ -5,26 +5,9 @@
 
 #include "cuda/fp8.hpp"
 #include "cuda/intrinsics.cuh"
+#include "cuda/register_lists.hpp"
 
 namespace fp8sim {
-
-// FP8SIM_REGISTERS_64 is "%0, ..., %63"; FP8SIM_VALUES_64(s, 0) binds s[0] to s[63] to them.
-#define FP8SIM_VALUES_8(s, i) \
-    "+f"(s[i]), "+f"(s[i + 1]), "+f"(s[i + 2]), "+f"(s[i + 3]), "+f"(s[i + 4]), "+f"(s[i + 5]), "+f"(s[i + 6]), \
-        "+f"(s[i + 7])
-#define FP8SIM_VALUES_32(s, i) \
-    FP8SIM_VALUES_8(s, i), FP8SIM_VALUES_8(s, i + 8), FP8SIM_VALUES_8(s, i + 16), FP8SIM_VALUES_8(s, i + 24)
-#define FP8SIM_VALUES_64(s, i) FP8SIM_VALUES_32(s, i), FP8SIM_VALUES_32(s, i + 32)
-
-#define FP8SIM_TEN(t)                                                                                          \
-    "%" #t "0, %" #t "1, %" #t "2, %" #t "3, %" #t "4, %" #t "5, %" #t "6, %" #t "7, %" #t "8, %" #t "9, "
-#define FP8SIM_REGISTERS_64                                                                                \
-    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, " FP8SIM_TEN(1) FP8SIM_TEN(2) FP8SIM_TEN(3) FP8SIM_TEN(4)     \
-        FP8SIM_TEN(5) "%60, %61, %62, %63"
-#define FP8SIM_REGISTERS_128                                                                                  \
-    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, " FP8SIM_TEN(1) FP8SIM_TEN(2) FP8SIM_TEN(3) FP8SIM_TEN(4)        \
-        FP8SIM_TEN(5) FP8SIM_TEN(6) FP8SIM_TEN(7) FP8SIM_TEN(8) FP8SIM_TEN(9) FP8SIM_TEN(10) FP8SIM_TEN(11) \
-            "%120, %121, %122, %123, %124, %125, %126, %127"
 
 // 16-bit operands say, too, that neither is transposed.
 #define FP8SIM_WGMMA(A, B, K, TYPES, TRANSPOSED)                                                              \
@@ -32,14 +15,14 @@ namespace fp8sim {
         asm volatile("{\n\t.reg .pred adds;\n\tsetp.ne.b32 adds, %66, 0;\n\twgmma.mma_async.sync.aligned."    \
                      "m64n128" K ".f32." TYPES " {" FP8SIM_REGISTERS_64 "}, %64, %65, adds, 1, 1" TRANSPOSED  \
                      ";\n\t}"                                                                                 \
-                     : FP8SIM_VALUES_64(s, 0)                                                                 \
+                     : FP8SIM_VALUES_64("+f", s, 0)                                                           \
                      : "l"(a), "l"(b), "r"(adds));                                                            \
     }                                                                                                         \
     FP8SIM_DEVICE void wgmma(A, B, float(&s)[128], uint64_t a, uint64_t b, int adds) {                        \
         asm volatile("{\n\t.reg .pred adds;\n\tsetp.ne.b32 adds, %130, 0;\n\twgmma.mma_async.sync.aligned."   \
                      "m64n256" K ".f32." TYPES " {" FP8SIM_REGISTERS_128 "}, %128, %129, adds, 1, 1"          \
                      TRANSPOSED ";\n\t}"                                                                      \
-                     : FP8SIM_VALUES_64(s, 0), FP8SIM_VALUES_64(s, 64)                                        \
+                     : FP8SIM_VALUES_128("+f", s, 0)                                                          \
                      : "l"(a), "l"(b), "r"(adds));                                                            \
     }
 

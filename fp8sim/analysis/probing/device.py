@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import platform
 import re
@@ -36,7 +37,7 @@ class Kernel:
         k: products of one.
         least_capability: 10 * major + minor of the first device that has it.
         on_later_devices: whether later ones have it too.
-        variants: how a reaches it: "shared", and for wgmma "registers" and "negated".
+        variants: how a reaches it: "shared", and for the narrowest wgmma "registers" and "negated".
     """
 
     ptx: str
@@ -74,12 +75,11 @@ def kernels() -> list[Kernel]:
 
 def row_names(kernel: Kernel) -> list[str]:
     """The rows of `MODELS` that this PTX instruction is, one for each architecture that has it."""
-    kind = kernel.ptx.partition(".")[0]
-    return [name for name, model in MODELS.items() if _is(model, kind, kernel)]
+    return [name for name, model in MODELS.items() if _is(model, kernel)]
 
 
-def _is(model: MmaModel, kind: str, kernel: Kernel) -> bool:
-    family = model.instruction.split(".")[1:]
+def _is(model: MmaModel, kernel: Kernel) -> bool:
+    kind, family = kernel.ptx.partition(".")[0], model.instruction.split(".")[1:]
     short = family[1:] in ([], ["k4"], ["k8"], ["k16"])
     return family[0] == kind and short and kernel.takes(model.name) == Interface.of(model)
 
@@ -155,12 +155,26 @@ def architecture(here: int) -> str:
 
 
 def instruments() -> Iterator[DeviceInstrument]:
-    """Every instruction of the current device, under the name of its architecture's row in `MODELS`."""
+    """Every instruction of the current device, under the name of its architecture's row in `MODELS`.
+
+    Of those that differ in the columns of their tile only the narrowest: `wider` has the others.
+    """
     here = capability()
+    narrowest: dict[str, Kernel] = {}
     for kernel in kernels():
         names = [name for name in row_names(kernel) if name.startswith(f"{architecture(here)}.")]
         if kernel.runs_on(here) and names:
-            yield DeviceInstrument(kernel, names[0])
+            known = narrowest.setdefault(names[0], kernel)
+            narrowest[names[0]] = min(known, kernel, key=lambda kernel: kernel.tile)
+    for name, kernel in narrowest.items():
+        yield DeviceInstrument(kernel, name)
+
+
+def wider(instrument: DeviceInstrument) -> list[DeviceInstrument]:
+    """The same instruction with more columns."""
+    model = MODELS[instrument.name]
+    others = [kernel for kernel in kernels() if kernel.tile > instrument.tile and _is(model, kernel)]
+    return [dataclasses.replace(instrument, kernel=kernel) for kernel in others]
 
 
 # What a result is worth nothing without

@@ -1,4 +1,4 @@
-"""What must not change an instruction's bits: how its operands reach it, and how a chain of it is cut."""
+"""What must not change an instruction's bits: how its operands reach it, how a chain of it is cut, how wide it is."""
 
 from __future__ import annotations
 
@@ -70,6 +70,26 @@ def rows_and_columns(instrument: Instrument, outputs: int) -> Invariance:
     moved = Inputs(inputs.a[:, rows], inputs.b[:, columns], inputs.c[:, rows][:, :, columns], **scales)
     d = instrument.run(inputs)[:, rows][:, :, columns]
     return _compared(instrument, "rows and columns, moved", d, instrument.run(moved))
+
+
+def columns(instrument: Instrument, wider: Instrument, outputs: int) -> Invariance:
+    """The same sums in a tile of more columns; single instructions and chains, each of so many outputs."""
+    narrow, wide = instrument.tile[1], wider.tile[1]
+    found = [_in_both_widths(instrument, wider, category, outputs) for category in ("uniform", "normal", "chain")]
+    first, second = (np.concatenate([d.reshape(-1) for d in results]) for results in zip(*found, strict=True))
+    return _compared(instrument, f"{narrow} columns at a time, and {wide}", first, second)
+
+
+def _in_both_widths(instrument: Instrument, wider: Instrument, category: str, outputs: int) -> tuple[Array, Array]:
+    inputs, narrow = inputs_of(instrument.takes, wider.tile, category, outputs), instrument.tile[1]
+    parts = [slice(start, start + narrow) for start in range(0, wider.tile[1], narrow)]
+    cut = Inputs(
+        np.concatenate([inputs.a for _ in parts]),
+        np.concatenate([inputs.b[:, part] for part in parts]),
+        np.concatenate([inputs.c[:, :, part] for part in parts]),
+    )
+    joined = np.concatenate(np.split(instrument.run(cut), len(parts)), axis=2)
+    return joined, wider.run(inputs)
 
 
 def _compared(instrument: Instrument, what: str, first: Array, second: Array) -> Invariance:

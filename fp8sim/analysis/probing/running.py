@@ -21,6 +21,7 @@ from fp8sim.mma import ARCHITECTURES, MODELS
 from fp8sim.mma.plans import GemmPlan
 
 _WGMMA_TILE, _MMA_TILE = (64, 8), (16, 8)
+_WIDER_WGMMA_TILES = (64, 64), (64, 128), (64, 256)
 _INVARIANT_OUTPUTS = 10_000
 """Outputs of each comparison in `invariances`."""
 
@@ -147,6 +148,8 @@ def _outputs(instrument: Instrument, options: Options) -> int:
 def _invariances(instrument: Instrument) -> Iterator[Invariance]:
     yield invariances.chained(instrument, _INVARIANT_OUTPUTS)
     yield invariances.rows_and_columns(instrument, _INVARIANT_OUTPUTS)
+    for other in _wider(instrument):
+        yield invariances.columns(instrument, other, _INVARIANT_OUTPUTS)
     if not isinstance(instrument, device.DeviceInstrument) or len(instrument.kernel.variants) == 1:
         return
     registers, negates = (dataclasses.replace(instrument, variant=name) for name in ("registers", "negated"))
@@ -154,6 +157,15 @@ def _invariances(instrument: Instrument) -> Iterator[Invariance]:
     yield invariances.same(instrument, registers, "a from shared memory, and from registers", _INVARIANT_OUTPUTS)
     yield invariances.ignoring_c(instrument, ignores_c, _INVARIANT_OUTPUTS)
     yield invariances.negated(instrument, negates, _INVARIANT_OUTPUTS)
+
+
+def _wider(instrument: Instrument) -> list[Instrument]:
+    """The same instruction with more columns, which only wgmma has."""
+    if isinstance(instrument, device.DeviceInstrument):
+        return list(device.wider(instrument))
+    if isinstance(instrument, StandIn) and instrument.tile == _WGMMA_TILE:
+        return [dataclasses.replace(instrument, tile=tile) for tile in _WIDER_WGMMA_TILES]
+    return []
 
 
 def _golden(instrument: Instrument, options: Options) -> goldens.Golden:
