@@ -12,12 +12,12 @@ import shlex
 import shutil
 import subprocess
 import sysconfig
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
-from setuptools.modified import newer_group
 
 CSRC = Path("csrc")
 EXTRA_CXXFLAGS = shlex.split(os.environ.get("FP8SIM_CXXFLAGS", ""))
@@ -101,6 +101,12 @@ def extensions() -> list[Extension]:
     return [ext for ext in (core_extension(), cuda_extension()) if ext is not None and ext.sources]
 
 
+def is_newer(target: str, sources: Iterable[str | os.PathLike[str]]) -> bool:
+    """Whether a file exists and none of its sources was changed after it."""
+    made = Path(target).stat().st_mtime if Path(target).exists() else 0.0
+    return all(Path(source).stat().st_mtime <= made for source in sources)
+
+
 class BuildExt(build_ext):
     """Compiles each source with the flags of its instruction set, several at a time; .cu files go through nvcc."""
 
@@ -113,7 +119,7 @@ class BuildExt(build_ext):
         super().run()
 
     def build_extension(self, ext: Extension) -> None:
-        if not self.force and not newer_group([*ext.sources, *ext.depends], self.get_ext_fullpath(ext.name)):
+        if not self.force and is_newer(self.get_ext_fullpath(ext.name), [*ext.sources, *ext.depends]):
             return
         with ThreadPoolExecutor(max_workers=min(os.cpu_count() or 1, 8)) as pool:
             ext.extra_objects = list(pool.map(lambda source: self.compile_one(ext, source), ext.sources))
@@ -160,6 +166,7 @@ class BuildExt(build_ext):
 
 
 setup(
+    license="Apache-2.0",  # here, because setuptools before 77 takes no such name from pyproject.toml
     packages=[*find_packages(include=["fp8sim", "fp8sim.*"]), "fp8sim.triton_kernels"],
     package_dir={"fp8sim": "fp8sim", "fp8sim.triton_kernels": "triton_kernels"},
     ext_modules=extensions(),

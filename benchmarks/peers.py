@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.util
 import logging
 import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import ml_dtypes
 import numpy as np
 import torch
 
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 Call = Callable[[], object]
+
+ml_dtypes: Any = importlib.import_module("ml_dtypes") if importlib.util.find_spec("ml_dtypes") else None
+"""None where it is not installed: it is no peer there."""
 
 
 @functools.cache

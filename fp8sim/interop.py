@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import torch
 
@@ -33,6 +32,8 @@ def to_ml_dtypes(codes: Array | torch.Tensor, fmt: str | Format) -> Array:
         ValueError: ml_dtypes has no such format, or a code lies outside it.
         TypeError: codes of another dtype.
     """
+    import ml_dtypes
+
     fmt = formats.parse(fmt)
     name = _name_in(ml_dtypes, fmt, "ml_dtypes")
     return _code_array(codes, fmt).view(getattr(ml_dtypes, name))

@@ -9,7 +9,16 @@ import hypothesis
 import pytest
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """What pyproject.toml tells plugins that are not here, as on a machine that only lends a GPU."""
+    if importlib.util.find_spec("pytest_timeout") is None:
+        parser.addini("timeout", "seconds of a test, which nothing counts here")
+    if importlib.util.find_spec("pytest_benchmark") is None:
+        parser.addoption("--benchmark-disable", action="store_true", help="there are no benchmarks here")
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "timeout(seconds): of one test, by pytest-timeout where that is installed")
     if os.environ.get("PYTEST_XDIST_WORKER"):
         import torch
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import torch
 
@@ -77,6 +76,8 @@ def _round_trip(x: torch.Tensor, fmt: Format) -> torch.Tensor:
     """x [...] through the dtype of that name, in torch if torch can cast to it, else in ml_dtypes."""
     if hasattr(torch, str(fmt)):
         return x.to(getattr(torch, str(fmt))).to(x.dtype)
+    import ml_dtypes
+
     array = x.numpy()
     return torch.from_numpy(array.astype(np.dtype(getattr(ml_dtypes, str(fmt)))).astype(array.dtype))
 

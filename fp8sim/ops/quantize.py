@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
 import torch
-from safetensors.torch import save_file
 
 from fp8sim import array_memory, backends, casting, quantizers
 from fp8sim.ops.cast import random_arguments, random_options
@@ -117,6 +115,8 @@ def save(path: str | Path, tensors: Mapping[str, QuantizedTensor]) -> None:
     Raises:
         ValueError: two tensors would have the same name.
     """
+    from safetensors.torch import save_file
+
     parts: dict[str, torch.Tensor] = {}
     metadata = {}
     for name, quantized in tensors.items():
@@ -137,6 +137,8 @@ def load(path: str | Path) -> dict[str, QuantizedTensor]:
     Raises:
         ValueError: the file holds no quantized tensor, or parts that do not fit.
     """
+    import safetensors
+
     with safetensors.safe_open(str(path), framework="pt") as file:
         metadata = file.metadata() or {}
         names = sorted(key.removeprefix(_METADATA) for key in metadata if key.startswith(_METADATA))

@@ -107,6 +107,8 @@ def _output(sums: NDArray[Any], output: str, plan: GemmPlan, like: Any) -> Any:
 
 
 def _numpy_dtype(name: str) -> Any:
-    import ml_dtypes
+    if name == "bfloat16":
+        import ml_dtypes
 
-    return ml_dtypes.bfloat16 if name == "bfloat16" else np.dtype(name)
+        return ml_dtypes.bfloat16
+    return np.dtype(name)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import ml_dtypes
 import numpy as np
 import torch
 
@@ -158,4 +157,9 @@ def widened(x: Array) -> Array:
 
 def numpy_dtype(name: str) -> np.dtype[Any]:
     """The dtype of a name that NumPy or ml_dtypes knows."""
-    return np.dtype(getattr(ml_dtypes, name) if name == "bfloat16" else name)
+    if name != "bfloat16":
+        return np.dtype(name)
+    import ml_dtypes
+
+    found: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    return found
