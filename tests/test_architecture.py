@@ -19,7 +19,18 @@ ROOT = Path(__file__).resolve().parents[1]
 FACADE = "fp8sim"
 LAYERS = [
     ["code_layout", "formats"],
-    ["rounding", "codebooks", "random_bits", "presets", "array_memory", "casting", "ptx", "interop"],
+    [
+        "arguments",
+        "derivatives",
+        "rounding",
+        "codebooks",
+        "random_bits",
+        "presets",
+        "array_memory",
+        "casting",
+        "ptx",
+        "interop",
+    ],
     ["granularity", "scaling", "packing"],
     ["quantizers", "mma", "kernel_operands", "kernel_gemm"],
     ["recipe_parts", "recipes", "simulate", "compare"],

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from fp8sim import backends
+from fp8sim.derivatives import differentiable_once
 from fp8sim.formats import Format
 from fp8sim.ops.encode_scaled import ScaledCodes
 from fp8sim.ops.encoded import (
@@ -100,7 +100,7 @@ class _Gelu(torch.autograd.Function):
         return carrier(x) if forms[0] is None else numbers, *rest
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, grad: torch.Tensor, *rest: Any) -> tuple[torch.Tensor | None, ...]:
         (x,) = ctx.saved_tensors
         result = _gelu_backward_op(grad, x, *ctx.options, *numbers_alone(x.dtype, ctx.backend))
@@ -122,7 +122,7 @@ class _SiluGlu(torch.autograd.Function):
         return carrier(left) if forms[0] is None else numbers, *rest
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, grad: torch.Tensor, *rest: Any) -> tuple[torch.Tensor | None, ...]:
         x, gate = ctx.saved_tensors
         pair = x.chunk(2, -1) if gate is None else (x, gate)

@@ -6,9 +6,9 @@ import math
 from typing import Any, NamedTuple
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from fp8sim import backends, formats
+from fp8sim.derivatives import differentiable_once
 from fp8sim.mma.attention import AttentionPlan, default_plan
 from fp8sim.mma.attention import parse as parse_plan
 from fp8sim.ops.cast import encode
@@ -160,7 +160,7 @@ class _Attention(torch.autograd.Function):
         return result
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         *tensors, q_starts, k_starts = ctx.saved_tensors
         # One dtype that all three round to once.

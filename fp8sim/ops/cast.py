@@ -6,9 +6,9 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from torch.autograd.function import once_differentiable
 
 from fp8sim import array_memory, backends, casting, formats, presets
+from fp8sim.derivatives import differentiable_once
 from fp8sim.formats import Format
 from fp8sim.ops.library import constant_result, register
 from fp8sim.random_bits import check, signed64
@@ -92,11 +92,14 @@ class _Cast(torch.autograd.Function):
         return result
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        if ctx.grad_policy is not None:
-            grad = _cast_op(grad, ctx.grad_policy, None, 0, 0, 0, ctx.backend)
-        return grad, None, None
+        return grad if ctx.grad_policy is None else _cast_gradient(ctx, grad), None, None
+
+
+@differentiable_once
+def _cast_gradient(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+    result: torch.Tensor = _cast_op(grad, ctx.grad_policy, None, 0, 0, 0, ctx.backend)
+    return result
 
 
 class _Random(NamedTuple):

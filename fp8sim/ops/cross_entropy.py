@@ -6,9 +6,9 @@ import math
 from typing import Any
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from fp8sim import backends
+from fp8sim.derivatives import differentiable_once
 from fp8sim.ops.activations import require_float
 from fp8sim.ops.library import register
 from fp8sim.simulate.scale import scale_fwd
@@ -88,7 +88,7 @@ class _CrossEntropy(torch.autograd.Function):
         return result
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, grad_losses: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         (grad,) = ctx.saved_tensors
         # Changes what was saved, so that autograd refuses a second time.

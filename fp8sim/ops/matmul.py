@@ -6,9 +6,9 @@ import functools
 from typing import Any, NamedTuple
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from fp8sim import backends, quantizers, recipes
+from fp8sim.derivatives import differentiable_once
 from fp8sim.ops.autocast import autocast
 from fp8sim.ops.library import constant_result, register
 from fp8sim.quantizers import Quantizer
@@ -191,7 +191,7 @@ class _Matmul(torch.autograd.Function):
         return _gemm("output", a, b, gemms[0], scales[0], layer, backend)
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         a, b = ctx.saved_tensors
         grad_a, grad_b = _gradients(ctx, grad, a, b)
@@ -224,7 +224,7 @@ class _Linear(torch.autograd.Function):
         return result
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         tokens, weight = ctx.saved_tensors
         grad_input, grad_weight = _gradients(ctx, grad.reshape(-1, weight.shape[0]), tokens, weight.mT)

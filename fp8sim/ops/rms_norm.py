@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from fp8sim import backends
+from fp8sim.derivatives import differentiable_once
 from fp8sim.formats import Format
 from fp8sim.ops.activations import require_alike, require_float
 from fp8sim.ops.encode_scaled import ScaledCodes
@@ -72,7 +72,7 @@ class _RmsNorm(torch.autograd.Function):
         return carrier(x) if forms[0] is None else numbers, codes, transposed, amax
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, grad: torch.Tensor, *rest: Any) -> tuple[torch.Tensor | None, ...]:
         x, gain, inverse = ctx.saved_tensors
         result = _backward_op(grad, x, gain, inverse, ctx.gain_factor, *numbers_alone(x.dtype, ctx.backend))

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from fp8sim.derivatives import differentiable_once
+
 
 class _ScaleForward(torch.autograd.Function):
     @staticmethod
@@ -17,6 +19,7 @@ class _ScaleForward(torch.autograd.Function):
         return x * scale
 
     @staticmethod
+    @differentiable_once
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
         return grad, None
 
@@ -28,6 +31,7 @@ class _ScaleBackward(torch.autograd.Function):
         return x.view_as(x)
 
     @staticmethod
+    @differentiable_once
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
         return grad * ctx.scale, None
 

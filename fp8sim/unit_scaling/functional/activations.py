@@ -7,9 +7,9 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from fp8sim.derivatives import differentiable_once
 from fp8sim.recipes import Recipe
 from fp8sim.unit_scaling import rules
 from fp8sim.unit_scaling.functional.common import UNIT_SCALED, apply, is_unit_scaled, scaled_product
@@ -47,7 +47,7 @@ class _Activation(torch.autograd.Function):
         return _ACTIVATIONS[name][0](x if mult == 1.0 else x * mult) * (alpha / mult)
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None]:
         (x,) = ctx.saved_tensors
         gradient = _ACTIVATIONS[ctx.name][1](grad, x if ctx.mult == 1.0 else x * ctx.mult)
@@ -144,7 +144,7 @@ class _SiluGlu(torch.autograd.Function):
         return scaled_product(x, opened, factor / mult)
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None]:
         x, gate, opened = ctx.saved_tensors
         grad_x = scaled_product(grad, opened, ctx.factor / ctx.mult)
@@ -187,7 +187,6 @@ class _Dropout(torch.autograd.Function):
         return scaled_product(x, mask, factor)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         (mask,) = ctx.saved_tensors
         return scaled_product(grad, mask, ctx.factor), None, None

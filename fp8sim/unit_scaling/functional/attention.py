@@ -6,10 +6,10 @@ import math
 from typing import Any
 
 import torch
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from fp8sim import recipes
+from fp8sim.derivatives import differentiable_once
 from fp8sim.mma.attention import AttentionPlan
 from fp8sim.ops.attention import scaled_dot_product_attention as fused_attention
 from fp8sim.recipes import Recipe
@@ -29,7 +29,7 @@ class _Softmax(torch.autograd.Function):
         return probabilities * alpha
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None]:
         (probabilities,) = ctx.saved_tensors
         gradient = torch.ops.aten._softmax_backward_data(grad, probabilities, ctx.dim, probabilities.dtype)
@@ -183,7 +183,7 @@ class _RootSoftmax(torch.autograd.Function):
         return root
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
         (root,) = ctx.saved_tensors
         inner = (grad * root).sum(-1, keepdim=True)

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.autograd.function import once_differentiable
 
+from fp8sim.derivatives import differentiable_once
 from fp8sim.recipes import Recipe
 from fp8sim.unit_scaling import rules
 from fp8sim.unit_scaling.functional.common import UNIT_SCALED, apply, count_tokens, is_unit_scaled
@@ -23,7 +23,7 @@ class _Add(torch.autograd.Function):
         return (left + right) * scales.output
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         gradients = [
             (grad.sum_to_size(shape) * beta).to(dtype) if needed else None
@@ -87,7 +87,7 @@ class _Split(torch.autograd.Function):
         return x.view_as(x), x.view_as(x)
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, grad_branch: torch.Tensor, grad_skip: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         return _weighted(grad_branch, ctx.branch, grad_skip, ctx.skip), None, None
 
@@ -101,7 +101,7 @@ class _Join(torch.autograd.Function):
         return _weighted(branch, scales.branch, skip, scales.skip)
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
         return grad.to(ctx.dtypes[0]), grad.to(ctx.dtypes[1]), None
 

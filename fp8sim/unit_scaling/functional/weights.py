@@ -7,9 +7,9 @@ from math import prod
 from typing import Any
 
 import torch
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from fp8sim.derivatives import differentiable_once
 from fp8sim.recipes import Recipe
 from fp8sim.simulate.scale import scale_bwd
 from fp8sim.unit_scaling import rules
@@ -130,7 +130,7 @@ class _RmsNorm(torch.autograd.Function):
         return x * inverse
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         x, inverse = ctx.saved_tensors
         along = (grad * x).sum(ctx.axes, keepdim=True) * inverse.square() / -ctx.count
