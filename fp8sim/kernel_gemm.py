@@ -61,7 +61,8 @@ class GemmKernel:
                 Factors may be those of tensors, rows, and blocks of 1x128 and 128x128; they multiply sums, where the
                 simulator multiplies numbers before they are added.
             accumulate: "native", or a plan in whose order the kernel adds on this device.
-            dtype: of the result: float32, float16 or bfloat16; None is that of `a`.
+            dtype: of the result: float32, float16 or bfloat16, or float64, which a sum in float32 is widened to; None is
+                that of `a`.
             layer, name: of the GEMM, for messages.
 
         Returns:
@@ -124,7 +125,9 @@ class GemmKernel:
         if accumulate != "native":
             options = self.options_of_plan(left, right, accumulate)
         (a, a_factor), (b, b_factor) = left, right
-        return self.multiply(a, b, scale=scale, a_scale_inv=a_factor, b_scale_inv=b_factor, out_dtype=dtype, **options)
+        made = torch.float32 if dtype == torch.float64 else dtype
+        out = self.multiply(a, b, scale=scale, a_scale_inv=a_factor, b_scale_inv=b_factor, out_dtype=made, **options)
+        return out.to(dtype)
 
     def _operand(self, x: torch.Tensor, quantizer: Quantizer | None, what: str) -> Operand:
         """x [..., R, K] as `quantizer` casts it."""

@@ -178,7 +178,7 @@ X = torch.ones(2, 3, 4)
         (lambda: scaled_dot_product_attention(X, X, X[:, :2]), r"value \[..., S, E\], got"),
         (lambda: scaled_dot_product_attention(X[0], X[0], X[0], enable_gqa=True), r"got \[\[3, 4\]"),
         (lambda: scaled_dot_product_attention(X[:1], X, X, enable_gqa=True), "which divide the query's"),
-        (lambda: scaled_dot_product_attention(X, X, X, mult=0), "mult=0: a multiplier is positive"),
+        (lambda: scaled_dot_product_attention(X, X, X, mult=0), "mult=0: expected a positive finite number"),
         (lambda: scaled_dot_product_attention(X, X, X, dropout_p=2), "p=2: a probability"),
         (lambda: scaled_dot_product_attention(X, X, X, factor_length=0), "factor_length=0: a number of keys"),
     ],

@@ -1,11 +1,13 @@
 """`fp8sim.scaled_dot_product_attention`: torch's attention by a plan, with gradients, on every backend."""
 
 import dataclasses
+import functools
 import math
 
 import pytest
 import torch
 import torch.utils.checkpoint
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 import fp8sim
@@ -88,6 +90,84 @@ def test_without_a_plan_the_dtype_decides(dtype, plan):
     output = attention(q, k, v)
     assert output.dtype == (BF16 if dtype == E4M3 else dtype)
     assert torch.equal(output, attention(q, k, v, plan=plan))
+
+
+@pytest.mark.parametrize("dtype", [BF16, FP16], ids=str)
+@pytest.mark.parametrize("fp8", [(0,), (1, 2), (0, 1, 2)])
+def test_a_plan_of_16_bits_widens_fp8(backend, fp8, dtype):
+    """A cache of keys and values in FP8, say, under queries in 16 bits: FP8 numbers are numbers of those formats."""
+    tensors = [x.detach().to(E4M3).to(dtype) for x in operands(groups=2)]
+    plan = {BF16: "bf16", FP16: "fp16"}[dtype]
+    mixed = [x.to(torch.float8_e5m2 if i == 1 else E4M3) if i in fp8 else x for i, x in enumerate(tensors)]
+    tensors = [x.to(dtype) for x in mixed]
+    assert torch.equal(attention(*mixed, plan=plan, dtype=dtype), attention(*tensors, plan=plan))
+
+
+@pytest.mark.parametrize("plan", [None, "bf16", "fa3.fp8"])
+def test_autocast_gives_operands_its_dtype_as_torchs_own_does(plan):
+    tensors = operands(groups=2)
+    narrow = [x.detach().to(BF16).requires_grad_() for x in tensors]
+    with torch.autocast("cpu", BF16):
+        output = attention(*tensors, plan=plan)
+    assert output.dtype == F.scaled_dot_product_attention(*narrow).dtype == BF16
+    expected = attention(*narrow, plan=plan)
+    assert torch.equal(output, expected)
+    found = torch.autograd.grad(output.float().square().sum(), tensors)
+    wanted = torch.autograd.grad(expected.float().square().sum(), narrow)
+    assert all(torch.equal(a, b.float()) for a, b in zip(found, wanted, strict=True))
+    stored = [x.detach().to(E4M3) for x in tensors]
+    with torch.autocast("cpu", BF16):
+        output = attention(*stored)
+    assert torch.equal(output, attention(*stored))
+
+
+GEMMS = dataclasses.replace(
+    RECIPES["unit_scaled_fp8"], name="gemms", attention=AttentionRecipe.by_operand(query="e4m3", key="e4m3")
+)
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # raised by torch's own tracer
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"plan": "bf16"}, {"root_softmax": True}, {"recipe": GEMMS}],
+    ids=["torch", "plan", "roots", "gemms"],
+)
+def test_functional_attention_follows_autocast_eager_and_compiled(options):
+    tensors = operands(groups=2)
+    narrow = [x.detach().to(BF16).requires_grad_() for x in tensors]
+    function = functools.partial(fp8sim.functional.scaled_dot_product_attention, is_causal=True, **options)
+
+    def run(*operands):
+        with torch.autocast("cpu", BF16):
+            return function(*operands)
+
+    expected = function(*narrow)
+    gradients = torch.autograd.grad(expected.float().square().sum(), narrow)
+    for called in (run, torch.compile(run, fullgraph=True, backend="aot_eager")):
+        output = called(*tensors)
+        assert output.dtype == BF16
+        assert torch.equal(output, expected)
+        found = torch.autograd.grad(output.float().square().sum(), tensors)
+        assert all(torch.equal(a, b.float()) for a, b in zip(found, gradients, strict=True))
+
+
+@pytest.mark.parametrize("plan", ["bf16", "fa3.fp8"])
+def test_meta_and_fake_tensors_have_a_shape_and_a_dtype(plan):
+    shapes = (2, 4, 5, 16), (2, 2, 7, 16), (2, 2, 7, 9)
+    starts = torch.tensor([0, 5]).int(), torch.tensor([0, 7]).int()
+
+    def check(device):
+        q, k, v = (torch.empty(shape, device=device, requires_grad=True) for shape in shapes)
+        output = attention(q, k, v, enable_gqa=True, plan=plan, query_scale_inv=2.0, dtype=FP16)
+        assert (output.shape, output.dtype, output.device.type) == ((2, 4, 5, 9), FP16, device)
+        found = torch.autograd.grad(output.sum(), (q, k, v))
+        assert [(x.shape, x.dtype) for x in found] == [(x.shape, x.dtype) for x in (q, k, v)]
+        ends = {f"cu_seqlens_{n}": x.to(device) for n, x in zip("qk", starts, strict=True)}
+        assert attention(q[:1], k[:1], v[:1], enable_gqa=True, plan=plan, **ends).shape == (1, 4, 5, 9)
+
+    check("meta")
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        check("cpu")
 
 
 def test_both_backends_have_the_same_bits_where_exponentials_are_exact():
@@ -245,6 +325,13 @@ def test_a_plan_has_no_gemms_beside_it():
 
 
 Q = torch.zeros(1, 4, 8, 16, dtype=BF16)
+STARTS = torch.tensor([0, 8], dtype=torch.int32)
+
+
+def packed_call(starts_q, starts_k):
+    return attention(Q, Q, Q, cu_seqlens_q=starts_q, cu_seqlens_k=starts_k)
+
+
 ERRORS = {
     "mask": (lambda: attention(Q, Q, Q, torch.ones(8, 8, dtype=torch.bool)), ValueError, "attn_mask and dropout_p"),
     "dropout": (lambda: attention(Q, Q, Q, dropout_p=0.5), ValueError, "attn_mask and dropout_p"),
@@ -254,7 +341,7 @@ ERRORS = {
     "float64": (
         lambda: attention(Q.double(), Q, Q),
         TypeError,
-        "query is torch.float64: expected a torch tensor of float32",
+        "query is torch.float64: expected torch.float32, .*; convert it with .to()",
     ),
     "gradient": (
         lambda: attention(Q.to(E4M3).requires_grad_(), Q, Q),
@@ -265,14 +352,62 @@ ERRORS = {
     "no features": (lambda: attention(*[Q[..., :0]] * 3, plan="bf16"), ValueError, "heads have one feature or more"),
     "no plan": (lambda: attention(Q, Q, Q, plan=""), ValueError, "plan='': an AttentionPlan"),
     "number": (lambda: attention(Q, Q, Q, plan=3), ValueError, "plan=3: an AttentionPlan"),
-    "array": (lambda: attention(Q.float().numpy(), Q, Q), TypeError, "query is ndarray: expected a torch tensor"),
+    "array": (lambda: attention(Q.float().numpy(), Q, Q), TypeError, "query is a ndarray: expected a torch tensor"),
     "device": (lambda: attention(Q, Q.to("meta"), Q), ValueError, "key is on meta and query on"),
-    "window": (lambda: attention(Q, Q, Q, window=2.5), TypeError, "window=2.5: a whole number"),
+    "window": (lambda: attention(Q, Q, Q, window=2.5), TypeError, "window=2.5 is a float: expected a whole number"),
     "dtype": (lambda: attention(Q, Q, Q, dtype=torch.int32), TypeError, "dtype=torch.int32: the output is"),
-    "zero": (lambda: attention(Q, Q, Q, query_scale_inv=0.0), ValueError, "query_scale_inv=0.0: a positive"),
-    "NaN": (lambda: attention(Q, Q, Q, value_scale_inv=math.nan), ValueError, "value_scale_inv=nan: a positive"),
+    "zero": (lambda: attention(Q, Q, Q, query_scale_inv=0.0), ValueError, "query_scale_inv=0.0: expected a positive"),
+    "NaN": (
+        lambda: attention(Q, Q, Q, value_scale_inv=math.nan),
+        ValueError,
+        "value_scale_inv=nan: expected a positive",
+    ),
     "FP8": (lambda: attention(Q, Q, Q, fp8_backward=True), ValueError, "fp8_backward=True multiplies operands in FP8"),
-    "scale": (lambda: attention(Q, Q, Q, scale=-1.0), ValueError, "scale=-1.0: must be positive"),
+    "scale": (lambda: attention(Q, Q, Q, scale=-1.0), ValueError, "scale=-1.0: expected a positive"),
+    "infinite scale": (lambda: attention(Q, Q, Q, scale=math.inf), ValueError, "scale=inf: expected a positive finite"),
+    "text": (lambda: attention(Q, Q, Q, scale="1"), TypeError, "scale is a str: expected a number"),
+    "output": (
+        lambda: attention(Q, Q, Q, output_factor=math.inf),
+        ValueError,
+        "output_factor=inf: expected a positive",
+    ),
+    "no output": (lambda: attention(Q, Q, Q, output_factor=0), ValueError, "output_factor=0: expected a positive"),
+    "products": (
+        lambda: attention(Q, Q, Q, query_scale_inv=1e30, key_scale_inv=1e30),
+        ValueError,
+        r"log2\(e\) \* scale \* query_scale_inv \* key_scale_inv=.*: expected a positive finite number, in float32",
+    ),
+    "inverse": (lambda: attention(Q, Q, Q, key_scale_inv=1e-40), ValueError, "1 / key_scale_inv=1e.40: expected"),
+    "window of none": (lambda: attention(Q, Q, Q, window=0), ValueError, "window=0: expected a whole number of keys"),
+    "flag": (lambda: attention(Q, Q, Q, is_causal=1), TypeError, "is_causal=1 is a int: expected True or False"),
+    "width": (lambda: attention(Q[..., :0], Q[..., :0], Q), ValueError, "D at least 1"),
+    "list": (lambda: packed_call([0, 8], [0, 8]), TypeError, "cu_seqlens_q is a list: expected a torch tensor"),
+    "int64": (
+        lambda: packed_call(STARTS.long(), STARTS),
+        TypeError,
+        "cu_seqlens_q is torch.int64: expected torch.int32",
+    ),
+    "one of two": (lambda: packed_call(STARTS, None), ValueError, "cu_seqlens_k is missing: packed sequences need"),
+    "matrix": (lambda: packed_call(STARTS[None], STARTS), ValueError, r"cu_seqlens_q is \[1, 2\] on cpu: expected \[N"),
+    "other lengths": (lambda: packed_call(STARTS, STARTS[[0, 0, 1]]), ValueError, r"cu_seqlens_k is \[3\] on cpu"),
+    "batch": (
+        lambda: attention(
+            Q.expand(2, 4, 8, 16), *[Q.expand(2, 4, 8, 16)] * 2, cu_seqlens_q=STARTS, cu_seqlens_k=STARTS
+        ),
+        ValueError,
+        r"expected query \[1, H, L, D\], got \[2, 4, 8, 16\]",
+    ),
+    "simulated mix": (
+        lambda: simulated(Q.to(E4M3), Q, Q, plan="bf16"),
+        ValueError,
+        "query and key are float8_e4m3fn and bfloat16, which sm90.wgmma does not multiply",
+    ),
+    "simulated values": (
+        lambda: simulated(Q, Q, Q, plan="fa3.fp8"),
+        ValueError,
+        "probabilities and value are float8_e4m3fn and bfloat16",
+    ),
+    "simulated dtype": (lambda: simulated(Q, Q.float(), Q, plan="bf16"), TypeError, "key is torch.float32: expected"),
     "attention part": (
         lambda: fp8sim.functional.scaled_dot_product_attention(Q, Q, Q, plan="bf16", root_softmax=True),
         ValueError,

@@ -308,7 +308,7 @@ def test_under_the_standard_parametrization_every_function_is_that_of_torch() ->
         (lambda: functional.matmul(torch.ones(2, 3), torch.ones(3, 2).double()), "convert one with .to()"),
         (lambda: functional.gelu(torch.ones(2), recipe="fp7"), "unknown recipe 'fp7'"),
         (lambda: functional.gelu(torch.ones(2), "erf"), "approximate='erf': use 'none' or 'tanh'"),
-        (lambda: functional.silu(torch.ones(2), mult=-1), "mult=-1: a multiplier is positive"),
+        (lambda: functional.silu(torch.ones(2), mult=-1), "mult=-1: expected a positive finite number"),
         (lambda: functional.silu_glu(torch.ones(2), torch.ones(3)), r"share shape and dtype, got \[2\]"),
         (lambda: functional.dropout(torch.ones(2), 2), "p=2: a probability"),
         (lambda: functional.add(1, 2), "at least one tensor, got input=1 and other=2"),

@@ -294,7 +294,7 @@ def test_a_linear_layer_follows_the_policy_of_its_role(role: str) -> None:
         (lambda: nn.MLP(4, 0.1), "expansion=0.1 of width=4 leaves no feature"),
         (lambda: nn.Linear(4, 4)(torch.zeros(2, 5)), r"linear takes input \[..., I\]"),
         (lambda: nn.Conv1d(4, 4, 3)(torch.zeros(2, 5, 9)), "conv1d takes input"),
-        (lambda: nn.GELU(-1.0)(torch.zeros(2)), "mult=-1.0: a multiplier is positive"),
+        (lambda: nn.GELU(-1.0)(torch.zeros(2)), "mult=-1.0: expected a positive finite number"),
     ],
 )
 def test_bad_arguments_are_named(make: Callable[[], object], message: str) -> None:

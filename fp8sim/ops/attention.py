@@ -8,16 +8,23 @@ from typing import Any, NamedTuple
 import torch
 
 from fp8sim import backends, formats
+from fp8sim.arguments import FLOATS
 from fp8sim.derivatives import differentiable_once
 from fp8sim.mma.attention import AttentionPlan, default_plan
 from fp8sim.mma.attention import parse as parse_plan
+from fp8sim.ops.attention_arguments import (
+    FLOAT8,
+    check_factors,
+    check_mask,
+    check_operands,
+    check_options,
+    check_sequences,
+)
 from fp8sim.ops.cast import encode
 from fp8sim.ops.encode_scaled import encode_scaled
 from fp8sim.ops.library import constant_result, register
 from fp8sim.rounding import Overflow
-
-_FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+from fp8sim.torch_autocast import autocast
 
 
 class _Options(NamedTuple):
@@ -164,7 +171,7 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         *tensors, q_starts, k_starts = ctx.saved_tensors
         # One dtype that all three round to once.
-        dtype = ctx.dtypes[0] if len(set(ctx.dtypes)) == 1 and ctx.dtypes[0] in _FLOATS else torch.float32
+        dtype = ctx.dtypes[0] if len(set(ctx.dtypes)) == 1 and ctx.dtypes[0] in FLOATS else torch.float32
         found = _backward_op(grad, *tensors, q_starts, k_starts, *ctx.options, ctx.fp8, dtype, ctx.backend)
         gradients = (
             x.to(own) if needed else None
@@ -198,11 +205,12 @@ def scaled_dot_product_attention(
     """output_factor * softmax(scale * query @ key^T) @ value, as a fused kernel that follows `plan` computes it.
 
     In place of torch's function: a Triton kernel on CUDA tensors, its simulation on a CPU. Operands in FP8 are numbers
-    as stored, which `*_scale_inv` multiply. Others are cast to what the plan multiplies: E4M3 if it casts probabilities
-    to FP8, otherwise its 16-bit format; they are multiplied by 1 / scale_inv first, rounded to float32, ties to even,
-    out of range to the largest (FP8) or to infinity. Gradients are those of the real numbers, as if nothing were cast;
-    what is kept for them are the cast operands, the output and one number for each row. The backward pass multiplies in
-    bfloat16 if operands are FP8.
+    as stored, which `*_scale_inv` multiply; a plan of 16 bits widens them, exactly. Others are cast to what the plan
+    multiplies: E4M3 if it casts probabilities to FP8, otherwise its 16-bit format; they are multiplied by 1 / scale_inv
+    first, rounded to float32, ties to even, out of range to the largest (FP8) or to infinity. Under `torch.autocast`
+    those that are not FP8 have its dtype before, as in torch. Gradients are those of the real numbers, as if nothing
+    were cast, and can be differentiated no further; what is kept for them are the cast operands, the output and one
+    number for each row. The backward pass multiplies in bfloat16 if operands are FP8.
 
     Args:
         query: [..., H, L, D], float32, float16, bfloat16, float8_e4m3fn or float8_e5m2; the last two get no gradient.
@@ -216,40 +224,40 @@ def scaled_dot_product_attention(
             backend cannot follow is refused.
         window: query i sees keys i - window + 1 .. i.
         lower_right: for both, query i stands at key i + S - L, so that the last query sees the last key.
-        query_scale_inv, key_scale_inv, value_scale_inv: factors of the operands. output_factor: of the output.
+        query_scale_inv, key_scale_inv, value_scale_inv: factors of the operands. output_factor: of the output. All are
+            positive, and numbers of float32 with their inverses and products.
         cu_seqlens_q, cu_seqlens_k: [N + 1] int32: N sequences packed in L and in S, where each begins, and the end.
         fp8_backward: multiply FP8 in the backward pass, too.
-        dtype: of the output: float32, float16 or bfloat16; None: that of the query, or bfloat16 for FP8.
+        dtype: of the output: float32, float16 or bfloat16; None: that of the query (autocast's), or bfloat16 for FP8.
 
     Returns:
         [..., H, L, E]. Rows that see no key are 0.
 
     Raises:
         ValueError: shapes, a plan or an option that does not fit.
-        TypeError: a dtype that is not taken.
+        TypeError: a dtype that is not taken, or an argument of another kind.
         RuntimeError: no kernel runs on the device; the message says what it needs.
     """
-    _check(query, key, value, attn_mask, dropout_p, enable_gqa)
-    _check_options(plan, window, dtype)
+    check_operands(query, key, value, enable_gqa)
+    check_mask(attn_mask, dropout_p)
+    check_options(plan, scale, window, dtype, is_causal=is_causal, lower_right=lower_right, fp8_backward=fp8_backward)
+    check_sequences(query, cu_seqlens_q, cu_seqlens_k)
+    scale = float(query.shape[-1] ** -0.5 if scale is None else scale)
+    given = {"query_scale_inv": query_scale_inv, "key_scale_inv": key_scale_inv, "value_scale_inv": value_scale_inv}
+    check_factors(scale, **given, output_factor=output_factor)
+    query, key, value = autocast(query, key, value)
     order, target = _resolved(plan, str(value.dtype).removeprefix("torch."))
-    factors = [float(x) for x in (query_scale_inv, key_scale_inv, value_scale_inv)]
-    _check_factors(factors)
+    factors = [float(x) for x in given.values()]
     batch = math.prod(query.shape[:-3])
     matrices = [x.reshape(batch, *x.shape[-3:]) for x in (query, key, value)]
     cast = [_stored(x, target, factor) for x, factor in zip(matrices, factors, strict=True)]
-    if fp8_backward and not all(x.dtype in _FLOAT8 for x in cast):
+    if fp8_backward and not all(x.dtype in FLOAT8 for x in cast):
         raise ValueError(
             f"fp8_backward=True multiplies operands in FP8, got {[str(x.dtype) for x in cast]}: pass plan='fa3.fp8'"
         )
-    options = _Options(
-        float(query.shape[-1] ** -0.5 if scale is None else scale),
-        is_causal,
-        window,
-        lower_right,
-        [*factors, float(output_factor)],
-    )
+    options = _Options(scale, is_causal, window, lower_right, [*factors, float(output_factor)])
     if dtype is None:
-        dtype = torch.bfloat16 if query.dtype in _FLOAT8 else query.dtype
+        dtype = torch.bfloat16 if query.dtype in FLOAT8 else query.dtype
     output: torch.Tensor = _Attention.apply(  # type: ignore[no-untyped-call]
         *matrices,
         *cast,
@@ -278,69 +286,17 @@ def _resolved(plan: str | AttentionPlan | None, value: str) -> tuple[str, str]:
 
 
 def _stored(x: torch.Tensor, target: str, scale_inv: float) -> torch.Tensor:
-    """x in FP8 as it is, or x / scale_inv cast to the format."""
+    """x in FP8 as it is, or widened if that is the format of 16 bits; other x / scale_inv cast to the format."""
     x = x.detach()
     dtype = getattr(torch, target)
-    if x.dtype in _FLOAT8 or (x.dtype == dtype and scale_inv == 1.0):
+    if x.dtype in FLOAT8:
+        return x if dtype in FLOAT8 else x.to(dtype)
+    if x.dtype == dtype and scale_inv == 1.0:
         return x
-    overflow = Overflow.SATURATE if dtype in _FLOAT8 else Overflow.INFINITY
+    overflow = Overflow.SATURATE if dtype in FLOAT8 else Overflow.INFINITY
     if scale_inv == 1.0:
         codes = encode(x, target, overflow=overflow)
     else:
         codes = encode_scaled(x, target, 1 / scale_inv, overflow=overflow).codes
     stored: torch.Tensor = codes.view(dtype)
     return stored
-
-
-def _check(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attn_mask: torch.Tensor | None,
-    dropout_p: float,
-    enable_gqa: bool,
-) -> None:
-    if attn_mask is not None or dropout_p != 0.0:
-        raise ValueError(
-            "attn_mask and dropout_p: fused kernels here see all keys, or is_causal=, window= and cu_seqlens; "
-            "fp8sim.functional.scaled_dot_product_attention without a plan takes both"
-        )
-    for name, x in (("query", query), ("key", key), ("value", value)):
-        if not isinstance(x, torch.Tensor) or x.dtype not in (*_FLOATS, *_FLOAT8):
-            got = x.dtype if isinstance(x, torch.Tensor) else type(x).__name__
-            raise TypeError(
-                f"{name} is {got}: expected a torch tensor of float32, float16, bfloat16, float8_e4m3fn or float8_e5m2"
-            )
-        if x.device != query.device:
-            raise ValueError(f"{name} is on {x.device} and query on {query.device}: move one with .to()")
-        if x.dtype in _FLOAT8 and x.requires_grad:
-            raise TypeError(f"{name} is {x.dtype} and requires a gradient, which FP8 tensors do not get: detach it")
-    shapes = [list(x.shape) for x in (query, key, value)]
-    fits = min(map(len, shapes)) >= 3 and shapes[0][:-3] == shapes[1][:-3] and shapes[1][:-1] == shapes[2][:-1]
-    if not fits or shapes[0][-1] != shapes[1][-1]:
-        raise ValueError(
-            f"attention takes query [..., H, L, D], key [..., G, S, D] and value [..., G, S, E], got {shapes}"
-        )
-    if shapes[0][-1] == 0:
-        raise ValueError(f"heads have one feature or more, got {shapes}")
-    heads, groups = shapes[0][-3], shapes[1][-3]
-    if heads != groups and not (enable_gqa and groups and heads % groups == 0):
-        raise ValueError(
-            f"query has {heads} heads and key {groups}: pass enable_gqa=True if each key serves several, whose number "
-            f"divides the query's"
-        )
-
-
-def _check_options(plan: Any, window: Any, dtype: Any) -> None:
-    if plan is not None and not (isinstance(plan, AttentionPlan) or (isinstance(plan, str) and plan)):
-        raise ValueError(f"plan={plan!r}: an AttentionPlan, its text or a name, such as 'fa3.fp8', or None")
-    if window is not None and not isinstance(window, (int, torch.SymInt)):
-        raise TypeError(f"window={window!r}: a whole number of keys, 1 or more, or None")
-    if dtype is not None and dtype not in _FLOATS:
-        raise TypeError(f"dtype={dtype!r}: the output is torch.float32, float16 or bfloat16; convert it with .to()")
-
-
-def _check_factors(factors: list[float]) -> None:
-    for operand, factor in zip(("query", "key", "value"), factors, strict=True):
-        if not 0 < factor < math.inf:
-            raise ValueError(f"{operand}_scale_inv={factor}: a positive finite number, 1 for numbers as they are")

@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 import torch
 
 from fp8sim import backends, quantizers, recipes
+from fp8sim.arguments import check_floating, check_tensor
 from fp8sim.derivatives import differentiable_once
-from fp8sim.ops.autocast import autocast
 from fp8sim.ops.library import constant_result, register
 from fp8sim.quantizers import Quantizer
 from fp8sim.recipes import GemmStrings, Recipe
 from fp8sim.simulate import matmul as simulate
+from fp8sim.torch_autocast import autocast
 
 
 class Scales(NamedTuple):
@@ -249,7 +250,9 @@ def matmul(
     operands of torch's own products do, and then the recipe's casts.
 
     Args:
-        a: [..., M, K]. b: [..., K, N]; leading dimensions broadcast. Floating point, on one device.
+        a: [..., M, K], float32, float64, float16 or bfloat16. b: [..., K, N], of the same dtype on the same device;
+            leading dimensions broadcast. A backend adds in its own precision, whatever the dtype is: float64 operands
+            are cast and their result is float64, and only the simulator and products without casts add in float64.
         recipe: a recipe or its name.
         scales: the factor on each of the three results; None: 1.
         name: what observers and messages call this operation.
@@ -259,10 +262,11 @@ def matmul(
 
     Raises:
         ValueError: shapes, dtypes or devices that do not fit, or an unknown recipe.
+        TypeError: no torch tensors, or of another dtype.
     """
     check_shapes(a, b)
     a, b = autocast(a, b)
-    _check_alike(a, b)
+    _check_alike(a=a, b=b)
     result: torch.Tensor = _Matmul.apply(a, b, *_resolved(a, recipe, scales, name))  # type: ignore[no-untyped-call]
     return result
 
@@ -277,7 +281,9 @@ def _resolved(a: torch.Tensor, recipe: str | Recipe, scales: Scales | None, name
 
 
 def check_shapes(a: torch.Tensor, b: torch.Tensor) -> None:
-    """ValueError unless a [..., M, K] and b [..., K, N] fit."""
+    """TypeError or ValueError unless a [..., M, K] and b [..., K, N] are tensors that fit."""
+    check_tensor("a", a)
+    check_tensor("b", b)
     if a.ndim < 2 or b.ndim < 2 or a.shape[-1] != b.shape[-2]:
         raise ValueError(f"matmul takes a [..., M, K] and b [..., K, N], got a {list(a.shape)} and b {list(b.shape)}")
     pairs = zip(reversed(a.shape[:-2]), reversed(b.shape[:-2]), strict=False)
@@ -285,11 +291,34 @@ def check_shapes(a: torch.Tensor, b: torch.Tensor) -> None:
         raise ValueError(f"leading dimensions of a {list(a.shape)} and b {list(b.shape)} do not broadcast: reshape one")
 
 
-def _check_alike(a: torch.Tensor, b: torch.Tensor) -> None:
-    if not a.is_floating_point() or a.dtype != b.dtype or a.device != b.device:
+def _check_alike(**operands: torch.Tensor) -> None:
+    """TypeError or ValueError unless two tensors have one of four dtypes, and share it and the device."""
+    for argument, x in operands.items():
+        check_floating(argument, x)
+    (first, a), (second, b) = operands.items()
+    if a.dtype != b.dtype or a.device != b.device:
         raise ValueError(
-            f"a and b must share a floating-point dtype and a device, got {a.dtype} on {a.device} and {b.dtype} on "
+            f"{first} and {second} must share a dtype and a device, got {a.dtype} on {a.device} and {b.dtype} on "
             f"{b.device}: convert one with .to()"
+        )
+
+
+def check_weights(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+    """TypeError or ValueError unless input [..., I], weight [O, I] and bias [O] are tensors that fit."""
+    check_tensor("input", input)
+    check_tensor("weight", weight)
+    if weight.ndim != 2 or input.ndim < 1 or input.shape[-1] != weight.shape[1]:
+        raise ValueError(
+            f"linear takes input [..., I] and weight [O, I], got input {list(input.shape)} and weight "
+            f"{list(weight.shape)}"
+        )
+    if bias is None:
+        return
+    check_floating("bias", bias)
+    if bias.shape != weight.shape[:1] or bias.device != weight.device:
+        raise ValueError(
+            f"bias has shape {list(bias.shape)} on {bias.device}: expected [O] = [{weight.shape[0]}], the rows of "
+            f"weight, on {weight.device}"
         )
 
 
@@ -313,15 +342,10 @@ def linear(
 
     Raises:
         ValueError: shapes, dtypes or devices that do not fit, or an unknown recipe.
+        TypeError: no torch tensors, or of another dtype.
     """
-    if weight.ndim != 2 or input.ndim < 1 or input.shape[-1] != weight.shape[1]:
-        raise ValueError(
-            f"linear takes input [..., I] and weight [O, I], got input {list(input.shape)} and weight "
-            f"{list(weight.shape)}"
-        )
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"bias has shape {list(bias.shape)}: expected [O] = [{weight.shape[0]}], the rows of weight")
+    check_weights(input, weight, bias)
     input, weight = autocast(input, weight)
-    _check_alike(input, weight)
+    _check_alike(input=input, weight=weight)
     output: torch.Tensor = _Linear.apply(input, weight, *_resolved(input, recipe, scales, name))  # type: ignore[no-untyped-call]
     return output if bias is None else output + bias.to(output.dtype)

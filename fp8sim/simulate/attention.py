@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from fp8sim import _core, casting, formats
+from fp8sim.arguments import check_floating, check_positive
 from fp8sim.mma import attention as plans
 from fp8sim.mma import gemm
 from fp8sim.mma.attention import AttentionPlan, Denominator
@@ -25,6 +26,7 @@ Array = NDArray[Any]
 Float32 = NDArray[np.float32]
 
 _FIRST_PRODUCT, _FUSED = 2, 2
+_DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def attention(
     codes differ where a probability lies within these errors of a boundary.
 
     Args:
-        query: [..., H, L, D], a tensor of a float8 dtype, float16 or bfloat16.
+        query: [..., H, L, D], a tensor of float8_e4m3fn, float8_e5m2, float16 or bfloat16.
         key: [..., G, S, D]. value: [..., G, S, E]. G divides H: each key and value serves H / G queries.
         plan: an `AttentionPlan`, a name of `fp8sim.mma.ATTENTION_PLANS`, or its text.
         scale: on the logits, positive; None: D^-1/2.
@@ -89,13 +91,19 @@ def attention(
         TypeError: an operand of another kind.
     """
     plan = plans.parse(plan)
-    q, k, v = operands(query, "a", None, None), operands(key, "a", None, None), operands(value, "a", None, None)
+    for name, x in (("query", query), ("key", key), ("value", value)):
+        check_floating(name, x, _DTYPES)
+    q, k, v = (
+        operands(query, "query", None, None),
+        operands(key, "key", None, None),
+        operands(value, "value", None, None),
+    )
     _check(q.codes.shape, k.codes.shape, v.codes.shape, window)
+    _check_products(plan, q.format, k.format, v.format)
     *batch, heads, length, width = q.codes.shape
     groups, keys, features = *k.codes.shape[-3:-1], v.codes.shape[-1]
     scale = width**-0.5 if scale is None else scale
-    if not scale > 0:
-        raise ValueError(f"scale={scale}: must be positive")
+    check_positive("scale", scale)
     base2 = np.float32(plans.base2_scale(scale, query_scale_inv, key_scale_inv))
     seen = _visible(length, keys, attn_mask, is_causal, window, keys - length if lower_right else 0)
 
@@ -222,6 +230,22 @@ def _visible(
     if window is not None:
         seen = np.triu(seen, shift + 1 - window)
     return seen
+
+
+def _check_products(plan: AttentionPlan, query: str, key: str, value: str) -> None:
+    """ValueError unless the plan's instructions multiply operands of these formats."""
+    products = {
+        "query and key": (plan.logits, query, key),
+        "probabilities and value": (plan.mixed, plan.p_format, value),
+    }
+    for names, (order, left, right) in products.items():
+        try:
+            gemm.resolve(order, left, right)
+        except ValueError as error:
+            raise ValueError(
+                f"{names} are {left} and {right}, which {order.instruction} does not multiply: cast operands to what "
+                f"plan='{plan}' multiplies, or choose another ({error})"
+            ) from error
 
 
 def _check(query: tuple[int, ...], key: tuple[int, ...], value: tuple[int, ...], window: int | None) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from fp8sim.quantizers import Quantizer
 from fp8sim.simulate import tensor_core
+from fp8sim.torch_autocast import without_autocast
 
 
 @dataclass(frozen=True)
@@ -153,9 +154,10 @@ def _by_blas(
     refuse_blas(accumulate)
     used = _used(a, b, quantizers)
     left, right = _widened(used)
-    if left.ndim == right.ndim == 2 and _is_power_of_two(scale):
-        return used, torch.addmm(left.new_empty(()), left, right, beta=0, alpha=scale)
-    return used, _scaled(torch.matmul(left, right), scale)
+    with without_autocast(left.device.type):  # which would round the sum before it is scaled
+        if left.ndim == right.ndim == 2 and _is_power_of_two(scale):
+            return used, torch.addmm(left.new_empty(()), left, right, beta=0, alpha=scale)
+        return used, _scaled(torch.matmul(left, right), scale)
 
 
 def _in_sequence(

@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
+from fp8sim.arguments import check_integer
+
 CONSTRAINTS: Mapping[str, Callable[..., float]] = MappingProxyType(
     {
         "gmean": lambda *scales: math.prod(scales) ** (1 / len(scales)),
@@ -35,7 +37,7 @@ def constrain(constraint: str | None, *scales: float) -> tuple[float, ...]:
     """
     if constraint is None:
         return scales
-    if constraint not in CONSTRAINTS:
+    if not isinstance(constraint, str) or constraint not in CONSTRAINTS:
         raise ValueError(f"constraint={constraint!r}: use one of {', '.join(CONSTRAINTS)}, or None")
     number = _NUMBER.get(constraint, len(scales))
     if number != len(scales):
@@ -53,7 +55,8 @@ def interpolate(a: float, low: float, high: float) -> float:
 
 
 def check_counts(**counts: int) -> None:
-    """Raises ValueError if a size or a number of terms is below 1, of which no factor follows."""
+    """TypeError or ValueError if a size or a number of terms is below 1, of which no factor follows."""
     for name, count in counts.items():
+        check_integer(name, count)
         if not count >= 1:
             raise ValueError(f"{name}={count}: must be at least 1")

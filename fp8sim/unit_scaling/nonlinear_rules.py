@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 
+from fp8sim.arguments import check_flag, check_positive, check_probability
 from fp8sim.unit_scaling.constraints import constrain, interpolate
 
 _RELU_ALPHA = math.sqrt(2 / (1 - 1 / math.pi))
@@ -104,22 +105,23 @@ def attention(
         root_softmax: whether the probabilities enter by their square roots.
 
     Raises:
-        ValueError: a `logit_std` that is not positive, or `dropout_p` outside 0 .. 1.
+        ValueError: a `logit_std` that is not positive and finite, or `dropout_p` outside 0 .. 1.
     """
-    if not 0 <= dropout_p <= 1:
-        raise ValueError(f"dropout_p={dropout_p}: a probability is 0 to 1")
+    check_probability("dropout_p", dropout_p)
+    check_flag("causal", causal)
+    check_flag("root_softmax", root_softmax)
     kept = math.sqrt(1 - dropout_p)
     if root_softmax:
         return kept
     keys = max(1, length)
     low = math.sqrt((max(1.0, math.log(keys)) if causal else 1.0) / keys)
+    check_positive("logit_std", logit_std)
     return kept / interpolate(_weight(logit_std, 4), low, 1.0)
 
 
 def _weight(mult: float, c: float) -> float:
     """1 / (1 + c / m^2)."""
-    if not mult > 0:
-        raise ValueError(f"mult={mult}: a multiplier is positive")
+    check_positive("mult", mult)
     return 1 / (1 + c / mult**2)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from fp8sim.arguments import check_number
+
 
 class ResidualScales(NamedTuple):
     """Coefficients of a residual connection; their squares sum to one."""
@@ -27,6 +29,7 @@ def residual(tau: float, convention: str = "ratio") -> ResidualScales:
     """
     if convention not in ("ratio", "share"):
         raise ValueError(f"convention={convention!r}: use 'ratio' or 'share'")
+    check_number("tau", tau)
     # Comparisons alone: math.isfinite of a variable cannot be compiled into a graph.
     if not (0 <= tau < math.inf and (convention != "share" or tau <= 1)):
         allowed = "0 to 1" if convention == "share" else "a finite number, 0 or more"

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from fp8sim.arguments import check_finite, check_number, check_probability
 from fp8sim.unit_scaling.constraints import CONSTRAINTS, check_counts, constrain, interpolate
 from fp8sim.unit_scaling.nonlinear_rules import (
     attention,
@@ -95,8 +96,10 @@ def linear(
         ValueError: a size below 1, a power that is not finite, or an unknown constraint.
     """
     check_counts(in_features=in_features, out_features=out_features, batch_tokens=batch_tokens)
-    if not all(-math.inf < power < math.inf for power in scale_power):  # compiles; math.isfinite does not
-        raise ValueError(f"scale_power={scale_power}: three finite numbers")
+    if not isinstance(scale_power, (tuple, list)) or len(scale_power) != 3:
+        raise TypeError(f"scale_power={scale_power!r}: expected three finite numbers")
+    for power in scale_power:
+        check_finite("scale_power", power)
     p0, p1, p2 = scale_power
     output, grad_input = constrain(constraint, in_features**-p0, out_features**-p1)
     return LinearScales(output, grad_input, batch_tokens**-p2)
@@ -209,8 +212,7 @@ def dropout(p: float) -> float:
     Raises:
         ValueError: p outside 0 .. 1.
     """
-    if not 0 <= p <= 1:
-        raise ValueError(f"p={p}: a probability is 0 to 1")
+    check_probability("p", p)
     return math.sqrt(1 - p)
 
 
@@ -244,6 +246,7 @@ def cross_entropy(classes: int, label_smoothing: float = 0.0) -> float:
     Raises:
         ValueError: fewer than two classes, for which the gradient is zero; smoothing outside 0 <= e < 1.
     """
+    check_number("label_smoothing", label_smoothing)
     if classes < 2:
         raise ValueError(f"classes={classes}: cross-entropy needs at least 2")
     if not 0 <= label_smoothing < 1:

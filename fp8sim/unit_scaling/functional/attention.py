@@ -9,10 +9,21 @@ import torch
 from torch.nn import functional as F
 
 from fp8sim import recipes
+from fp8sim.arguments import (
+    FLOATS,
+    check_finite,
+    check_flag,
+    check_floating,
+    check_integer,
+    check_positive,
+    check_probability,
+    check_tensor,
+)
 from fp8sim.derivatives import differentiable_once
 from fp8sim.mma.attention import AttentionPlan
 from fp8sim.ops.attention import scaled_dot_product_attention as fused_attention
 from fp8sim.recipes import Recipe
+from fp8sim.torch_autocast import autocast, without_autocast
 from fp8sim.unit_scaling import rules
 from fp8sim.unit_scaling.functional.common import UNIT_SCALED, apply, is_unit_scaled, scaled_product
 from fp8sim.unit_scaling.functional.materialised_attention import materialised_attention
@@ -123,20 +134,23 @@ def scaled_dot_product_attention(
         [..., H, L, E]. Rows that see no key are 0.
 
     Raises:
-        ValueError: both a mask and `is_causal`, shapes that do not fit, a multiplier that is not positive, dropout_p
-            outside 0 .. 1, an unknown recipe.
+        ValueError: both a mask and `is_causal`, shapes that do not fit, a multiplier that is not positive and finite, a
+            scale that is not finite, dropout_p outside 0 .. 1, an unknown recipe.
+        TypeError: an argument of another kind.
     """
     _check_attention(query, key, value, attn_mask, is_causal, enable_gqa)
+    _check_options(scale, scale_power, factor_length, factor_causal, root_softmax)
+    check_probability("dropout_p", dropout_p)
     kept = rules.dropout(dropout_p)
-    if factor_length is not None and factor_length < 1:
-        raise ValueError(f"factor_length={factor_length}: a number of keys, 1 or more, or None for those of `key`")
-    if not mult > 0:
-        raise ValueError(f"mult={mult}: a multiplier is positive")
+    check_positive("mult", mult)
     recipe = recipes.parse(recipe)
+    query, key, value = autocast(query, key, value)
     width = max(1, query.shape[-1])
     if scale is None:
         scale = width ** -((1.0 if recipe.is_unit_scaled else 0.5) if scale_power is None else scale_power)
     scale *= mult
+    if scale == 0 and recipe.is_unit_scaled:
+        raise ValueError(f"scale={scale}: no factor follows for logits that are all 0; expected another number")
     factor = 1.0
     if recipe.is_unit_scaled and kept > 0:
         factor = rules.attention(
@@ -158,7 +172,8 @@ def scaled_dot_product_attention(
         )
     if products is not None or root_softmax:
         options.update(factor=factor, softmax=_root_softmax if root_softmax else _softmax, products=products, name=name)
-        return materialised_attention(query, key, value, attn_mask, dropout_p, is_causal, **options)
+        with without_autocast(query.device.type):  # all dtypes within follow from those of the operands
+            return materialised_attention(query, key, value, attn_mask, dropout_p, is_causal, **options)
     output = F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, **options)
     return output if factor == 1.0 else output * factor
 
@@ -198,13 +213,41 @@ def _check_attention(
     is_causal: bool,
     enable_gqa: bool,
 ) -> None:
-    if attn_mask is not None and is_causal:
-        raise ValueError("is_causal=True and an attn_mask: pass one; a causal mask is ones(L, S).tril()")
+    for name, x in (("query", query), ("key", key), ("value", value)):
+        check_tensor(name, x)
+    check_flag("is_causal", is_causal)
+    check_flag("enable_gqa", enable_gqa)
     shapes = [list(x.shape) for x in (query, key, value)]
     fits = min(x.ndim for x in (query, key, value)) >= (3 if enable_gqa else 2)
     if not fits or query.shape[-1] != key.shape[-1] or key.shape[-2] != value.shape[-2]:
         raise ValueError(f"attention takes query [..., L, D], key [..., S, D] and value [..., S, E], got {shapes}")
-    if enable_gqa and (key.shape[-3] != value.shape[-3] or query.shape[-3] % key.shape[-3]):
+    if enable_gqa and (key.shape[-3] != value.shape[-3] or key.shape[-3] == 0 or query.shape[-3] % key.shape[-3]):
         raise ValueError(
             f"enable_gqa=True takes key and value of as many heads, which divide the query's, got {shapes}"
         )
+    if attn_mask is not None:
+        _check_mask(attn_mask, query, key, is_causal)
+
+
+def _check_mask(attn_mask: torch.Tensor, query: torch.Tensor, key: torch.Tensor, is_causal: bool) -> None:
+    if is_causal:
+        raise ValueError("is_causal=True and an attn_mask: pass one; a causal mask is ones(L, S).tril()")
+    check_floating("attn_mask", attn_mask, (*FLOATS, torch.float64, torch.bool))
+    sizes = list(attn_mask.shape)
+    logits = [*query.shape[:-1], key.shape[-2]]
+    fits = all(x in (1, y) for x, y in zip(sizes[:-3:-1], logits[:-3:-1], strict=False))
+    if not fits or any(x != y and 1 not in (x, y) for x, y in zip(sizes[-3::-1], logits[-3::-1], strict=False)):
+        raise ValueError(f"attn_mask is {sizes}: expected a shape that broadcasts to [..., H, L, S] = {logits}")
+
+
+def _check_options(scale: Any, scale_power: Any, factor_length: Any, factor_causal: Any, root_softmax: Any) -> None:
+    for name, number in (("scale", scale), ("scale_power", scale_power)):
+        if number is not None:
+            check_finite(name, number)
+    if factor_length is not None:
+        check_integer("factor_length", factor_length)
+        if factor_length < 1:
+            raise ValueError(f"factor_length={factor_length}: a number of keys, 1 or more, or None for those of `key`")
+    if factor_causal is not None:
+        check_flag("factor_causal", factor_causal)
+    check_flag("root_softmax", root_softmax)
