@@ -165,6 +165,7 @@ def explain_command(
 
 @app.command("probe")
 def probe_command(
+    only: Annotated[str, typer.Option(help="What to ask, separated by commas.")] = "instructions,gemms,conversions",
     stand_in: Annotated[
         str | None, typer.Option(help="Probe the simulator of this architecture, such as sm90, instead of a GPU.")
     ] = None,
@@ -183,9 +184,9 @@ def probe_command(
     out: Annotated[Path, typer.Option(help="Folder for probe.json and for cases that differ.")] = Path(),
     json_to: Annotated[str | None, typer.Option("--json", help="'-' prints probe.json instead of text.")] = None,
 ) -> None:
-    """What do this GPU's tensor cores compute, and does the simulator reproduce every bit?
+    """What do this GPU's tensor cores, GEMMs and conversions compute, and does the simulator reproduce every bit?
 
-    Exit code 0: it does. 1: something differs. 3: it could not run.
+    Exit code 0: it does. 1: something differs. 3: it, or a part of it, could not run.
     """
     from fp8sim.analysis import probing
 
@@ -197,6 +198,7 @@ def probe_command(
         print(json.dumps(probing.evidence(evidence), indent=1))
         raise typer.Exit
     options = probing.Options(
+        sections=probing.parse_sections(only),
         stand_in=stand_in,
         instructions=tuple(instruction or ()),
         random=random,
@@ -209,7 +211,7 @@ def probe_command(
         report = probing.run(options, advance)
     path = probing.write(report, out)
     print(json.dumps(report.to_dict()) if json_to else f"{probing.terminal(report)}\n{path}")
-    raise typer.Exit(1 if report.surprises else 0)
+    raise typer.Exit(report.exit_code)
 
 
 @app.command("coord-check")

@@ -61,8 +61,8 @@ class GemmKernel:
                 Factors may be those of tensors, rows, and blocks of 1x128 and 128x128; they multiply sums, where the
                 simulator multiplies numbers before they are added.
             accumulate: "native", or a plan in whose order the kernel adds on this device.
-            dtype: of the result: float32, float16 or bfloat16, or float64, which a sum in float32 is widened to; None is
-                that of `a`.
+            dtype: of the result: float32, float16 or bfloat16, or float64, to which a sum in float32 is
+                widened; None is that of `a`.
             layer, name: of the GEMM, for messages.
 
         Returns:

@@ -349,7 +349,7 @@ ERRORS = {
         "query is torch.float8_e4m3fn and requires a gradient",
     ),
     "plan": (lambda: attention(Q, Q, Q, plan="fa5"), ValueError, "attention plan 'fa5'"),
-    "no features": (lambda: attention(*[Q[..., :0]] * 3, plan="bf16"), ValueError, "heads have one feature or more"),
+    "no features": (lambda: attention(*[Q[..., :0]] * 3, plan="bf16"), ValueError, "D at least 1"),
     "no plan": (lambda: attention(Q, Q, Q, plan=""), ValueError, "plan='': an AttentionPlan"),
     "number": (lambda: attention(Q, Q, Q, plan=3), ValueError, "plan=3: an AttentionPlan"),
     "array": (lambda: attention(Q.float().numpy(), Q, Q), TypeError, "query is a ndarray: expected a torch tensor"),

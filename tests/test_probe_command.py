@@ -15,7 +15,8 @@ from fp8sim.analysis.probing.report import SCHEMA
 from fp8sim.mma import parse
 
 NAME = "sm90.wgmma.e4m3.e4m3.f32"
-FAST = ("--stand-in", "sm90", "--instruction", NAME, "--gemm-k", "")
+STAND_IN = ("--stand-in", "sm90")
+FAST = (*STAND_IN, "--only", "instructions", "--instruction", NAME)
 
 
 def invoke(*arguments: object) -> Any:
@@ -91,15 +92,16 @@ def test_another_row_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
             return dataclasses.replace(super().takes, name="sm90.mma.f16.f16.f32")
 
     monkeypatch.setattr(running, "_stand_ins", lambda _: iter([Renamed(parse("sm80.mma.f16.f16.f32"))]))
-    done = invoke("--stand-in", "sm90", "--gemm-k", "", "--out", tmp_path)
+    done = invoke(*STAND_IN, "--only", "instructions", "--out", tmp_path)
     assert done.exit_code == 1
     assert "  sm90.mma.f16.f16.f32 is sm80.mma.f16.f16.f32, sm89.mma.f16.f16.f32" in done.stdout
 
 
 def test_orders_of_a_gemm_are_told(tmp_path: Path) -> None:
-    done = invoke(*FAST[:-1], "256", "--out", tmp_path)
-    assert "stand-in, fast, K = 256: one chain; plans sm90.wgmma" in done.stdout
-    assert "stand-in, every 128, K = 256: promoted every 128; plans sm90.wgmma;split_k=2" in done.stdout
+    done = invoke(*STAND_IN, "--only", "gemms", "--gemm-k", "256", "--out", tmp_path)
+    scaled_mm = "stand-in for torch._scaled_mm(use_fast_accum={}), K = 256: {}"
+    assert scaled_mm.format(True, "one chain; plans sm90.wgmma") in done.stdout
+    assert scaled_mm.format(False, "promoted every 128; plans sm90.wgmma;split_k=2") in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -339,7 +339,7 @@ def test_a_difference_becomes_a_case(name: str, fields: dict[str, Any], tmp_path
 )
 def test_the_order_of_a_gemm(plan: str, period: int | None, boundaries: int) -> None:
     wanted = parse_plan(plan)
-    order = gemms.order_of(gemms.stand_in(wanted), plan, 512, "sm90.wgmma")
+    order = gemms.order_of(gemms.Subject(plan, gemms.stand_in(wanted), "sm90.wgmma"), 512)
     assert (order.period, len(order.boundaries)) == (period, boundaries)
     segments = [chain for part in wanted.segments(512, 32) for chain in part]
     assert list(order.boundaries) == [start for start, _ in segments if start]
@@ -348,8 +348,11 @@ def test_the_order_of_a_gemm(plan: str, period: int | None, boundaries: int) -> 
 
 def test_an_unknown_order_has_no_plan() -> None:
     chain = gemms.stand_in(GemmPlan("sm90.wgmma"))
-    order = gemms.order_of(lambda a, b: chain(a[:, ::-1].copy(), b[:, ::-1].copy()), "backwards", 256, "sm90.wgmma")
+    backwards = gemms.Subject("backwards", lambda a, b: chain(a[:, ::-1].copy(), b[:, ::-1].copy()), "sm90.wgmma")
+    order = gemms.order_of(backwards, 256)
     assert order.plans == ()
+    assert order.surprise is not None
+    assert order.surprise.startswith("backwards, K = 256: no plan gives its bits; the nearest is ")
 
 
 def test_an_instrument_is_any_object_of_that_kind() -> None:

@@ -5,11 +5,12 @@ from fp8sim.analysis.probing.instruments import Inputs, Instrument, Interface, S
 from fp8sim.analysis.probing.measuring import PROPERTIES, measure
 from fp8sim.analysis.probing.recognition import Change, Recognition, recognise
 from fp8sim.analysis.probing.report import Report, terminal, write
-from fp8sim.analysis.probing.running import Options, parse_lengths, run, total_advances
+from fp8sim.analysis.probing.running import SECTIONS, Options, parse_lengths, parse_sections, run, total_advances
 from fp8sim.analysis.probing.streaming import Tally, stream
 
 __all__ = [
     "PROPERTIES",
+    "SECTIONS",
     "Change",
     "Golden",
     "Inputs",
@@ -28,6 +29,7 @@ __all__ = [
     "load_all",
     "measure",
     "parse_lengths",
+    "parse_sections",
     "recognise",
     "run",
     "save",

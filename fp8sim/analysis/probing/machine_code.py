@@ -7,7 +7,9 @@ import importlib.util
 import re
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
+from typing import Any
 
 from fp8sim.analysis.probing.device import Kernel
 
@@ -32,6 +34,19 @@ def mnemonics(kernel: Kernel, architecture: str, variant: str = "shared") -> lis
     lines = [line for line in found[0].splitlines() if not any(marker in line for marker in _MARKERS)]
     names = re.findall(r"\b(\w*MMA\.\S+|FADD|HADD2)", "\n".join(lines))
     return list(dict.fromkeys(names))
+
+
+def of_triton(kernel: Any) -> list[str]:
+    """The products, sums and conversions to and from FP8 of a compiled Triton kernel; [] without cuobjdump."""
+    tool = cuobjdump()
+    if tool is None:
+        return []
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        listing = subprocess.run([tool, "-sass", file.name], capture_output=True, text=True).stdout
+    lines = [line for line in listing.splitlines() if not any(marker in line for marker in _MARKERS)]
+    return list(dict.fromkeys(re.findall(r"\b(\w*MMA\.\S+|F2FP\.\S+|FADD|FMUL|FFMA)", "\n".join(lines))))
 
 
 def architecture_in_file(capability: int) -> str:

@@ -6,24 +6,36 @@ import dataclasses
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fp8sim import mma
-from fp8sim.analysis.probing import device, gemms, goldens, invariances, machine_code
-from fp8sim.analysis.probing.gemms import Order
+from fp8sim.analysis.probing import (
+    calls,
+    conversions,
+    converters,
+    device,
+    gemms,
+    goldens,
+    invariances,
+    machine_code,
+    products,
+)
 from fp8sim.analysis.probing.instruments import Instrument, StandIn
 from fp8sim.analysis.probing.invariances import Invariance
-from fp8sim.analysis.probing.recognition import Recognition, recognise
-from fp8sim.analysis.probing.report import Report
+from fp8sim.analysis.probing.recognition import recognise
+from fp8sim.analysis.probing.report import Failure, Report
 from fp8sim.analysis.probing.streaming import Tally, batches_of, stream
 from fp8sim.mma import ARCHITECTURES, MODELS
-from fp8sim.mma.plans import GemmPlan
 
 _WGMMA_TILE, _MMA_TILE = (64, 8), (16, 8)
 _WIDER_WGMMA_TILES = (64, 64), (64, 128), (64, 256)
 _INVARIANT_OUTPUTS = 10_000
 """Outputs of each comparison in `invariances`."""
+
+SECTIONS = ("instructions", "gemms", "conversions")
+"""What can be asked, each by itself: P1 to P9 and P15, P10 to P13, P14 (docs/probe.md)."""
 
 Advance = Callable[[str], None]
 
@@ -33,15 +45,17 @@ class Options:
     """What to probe.
 
     Attributes:
+        sections: of `SECTIONS`, those that are asked.
         stand_in: an architecture whose rows stand in for a device; None: the CUDA device.
         instructions: beginnings of names, up to a dot; none: all.
         random: outputs of random bits for each instruction, a hundredth of it for binary64; 0: none.
         seed: of these.
         golden: folder of golden vectors to write to; None: none.
-        lengths: K of the GEMMs whose order is probed; none: no GEMM.
+        lengths: K of the GEMMs whose order is probed, our own and Triton's for the longest alone; none: no GEMM.
         out: folder for cases of differences.
     """
 
+    sections: tuple[str, ...] = SECTIONS
     stand_in: str | None = None
     instructions: tuple[str, ...] = ()
     random: int = 0
@@ -59,6 +73,14 @@ def parse_lengths(text: str) -> tuple[int, ...]:
     return tuple(map(int, parts))
 
 
+def parse_sections(text: str) -> tuple[str, ...]:
+    """Sections, from "gemms,conversions". ValueError for one that does not exist, or none."""
+    parts = tuple(part.strip() for part in text.split(",") if part.strip())
+    if not parts or not set(parts) <= set(SECTIONS):
+        raise ValueError(f"--only {text!r}: expected some of {', '.join(SECTIONS)}, separated by commas")
+    return parts
+
+
 def instruments(options: Options) -> list[Instrument]:
     """What will be probed.
 
@@ -69,6 +91,7 @@ def instruments(options: Options) -> list[Instrument]:
     if options.stand_in is None:
         found: list[Instrument] = list(device.instruments())
     else:
+        _empty(options)
         found = list(_stand_ins(options.stand_in))
     unknown = [name for name in options.instructions if not any(_begins(x, name) for x in found)]
     if unknown:
@@ -81,48 +104,120 @@ def _begins(instrument: Instrument, name: str) -> bool:
 
 
 def _stand_ins(architecture: str) -> Iterator[StandIn]:
-    if architecture not in ARCHITECTURES:
-        raise ValueError(f"--stand-in {architecture}: use one of {', '.join(ARCHITECTURES)}")
     for name, model in MODELS.items():
         if name.startswith(f"{architecture}."):
             yield StandIn(model, tile=_WGMMA_TILE if ".wgmma." in name else _MMA_TILE)
 
 
 def total_advances(options: Options) -> int:
-    """How often `run` advances."""
-    return sum(1 + batches_of(_outputs(instrument, options)) for instrument in instruments(options))
+    """How often `run` advances. Errors as of `run`."""
+    return sum(job.advances for job in _jobs(options, _empty(options)))
 
 
 def run(options: Options, advance: Advance) -> Report:
-    """Probe everything that `options` names.
+    """Probe everything that `options` names. What fails is recorded with its error, and the rest goes on.
 
     Raises:
-        ValueError, RuntimeError: as of `instruments`; a folder that cannot be written to, before anything is probed.
+        ValueError: an unknown architecture, no instruction of that name; a folder that cannot be written to, before
+            anything is probed.
+        RuntimeError: no CUDA device; or no `fp8sim._cuda`, which the section "instructions" needs.
     """
     for option, folder in (("--out", options.out), ("--golden", options.golden)):
         if folder is not None:
             _refuse_unless_writable(option, folder)
-    recognitions: list[Recognition] = []
-    unchanged: list[Invariance] = []
-    tallies: list[Tally] = []
-    files: list[str] = []
-    for instrument in instruments(options):
-        recognitions.append(recognise(instrument))
-        unchanged += _invariances(instrument)
-        if options.random:
-            tallies.append(_stream(instrument, options, advance))
-        if options.golden is not None:
-            files.append(str(goldens.save(_golden(instrument, options), options.golden)))
-        advance(instrument.takes.name)
-    return Report(
-        options.stand_in,
-        device.environment(),
-        tuple(recognitions),
-        tuple(unchanged),
-        tuple(tallies),
-        tuple(_orders(options)),
-        tuple(files),
-    )
+    report = _empty(options)
+    for job in list(_jobs(options, report)):
+        try:
+            job.run(advance)
+        except Exception as error:
+            report.failures.append(Failure(job.name, f"{type(error).__name__}: {error}"))
+    return report
+
+
+class _Job(NamedTuple):
+    name: str
+    advances: int
+    run: Callable[[Advance], None]
+
+
+def _empty(options: Options) -> Report:
+    if options.stand_in is not None and options.stand_in not in ARCHITECTURES:
+        raise ValueError(f"--stand-in {options.stand_in}: use one of {', '.join(ARCHITECTURES)}")
+    return Report(options.stand_in, device.environment(), options.sections)
+
+
+def _jobs(options: Options, report: Report) -> Iterator[_Job]:
+    """What is to be done, each of which adds to the report; what cannot be asked here is said there at once."""
+    if "instructions" in options.sections:
+        for instrument in instruments(options):
+            advances = 1 + batches_of(_outputs(instrument, options))
+            yield _Job(instrument.takes.name, advances, partial(_instruction, instrument, options, report))
+    if "gemms" in options.sections and options.lengths:
+        yield from _gemm_jobs(options, report)
+    if "conversions" in options.sections:
+        yield from _conversion_jobs(options, report)
+
+
+def _instruction(instrument: Instrument, options: Options, report: Report, advance: Advance) -> None:
+    report.recognitions.append(recognise(instrument))
+    report.invariances.extend(_invariances(instrument))
+    if options.random:
+        report.tallies.append(_stream(instrument, options, advance))
+    if options.golden is not None:
+        report.goldens.append(str(goldens.save(_golden(instrument, options), options.golden)))
+    advance(instrument.takes.name)
+
+
+def _gemm_jobs(options: Options, report: Report) -> Iterator[_Job]:
+    architecture = _architecture(options)
+    rows = products.rows(architecture)
+    report.skipped.extend(_nothing_to_ask(architecture, products.PROBES, {row.subject.probe for row in rows}))
+    if options.stand_in is not None:
+        rows = [row.on_simulator() for row in rows if row.is_small]
+    for row in rows:
+        name = row.subject.name
+        if (why := _unavailable(row.needs, options)) is not None:
+            report.skipped.append(f"{row.subject.probe}, {name}: {why}")
+            continue
+        for k in options.lengths if row.every_length else (max(options.lengths),):
+            yield _Job(f"{name}, K = {k}", 1, partial(_order, row.subject, k, report))
+
+
+def _order(subject: gemms.Subject, k: int, report: Report, advance: Advance) -> None:
+    advance(subject.name)
+    report.orders.append(gemms.order_of(subject, k))
+
+
+def _conversion_jobs(options: Options, report: Report) -> Iterator[_Job]:
+    architecture = _architecture(options)
+    rows = converters.rows(architecture)
+    report.skipped.extend(_nothing_to_ask(architecture, converters.PROBES, {row.converter.probe for row in rows}))
+    if options.stand_in is not None:
+        rows = [row.on_simulator() for row in rows]
+    for row in rows:
+        asked = row.converter
+        if (why := _unavailable(row.needs, options)) is not None:
+            report.skipped.append(f"{asked.probe}, {asked.name}: {why}")
+            continue
+        yield _Job(asked.name, conversions.total_chunks(asked), partial(_conversion, asked, report))
+
+
+def _conversion(converter: conversions.Converter, report: Report, advance: Advance) -> None:
+    report.conversions.append(conversions.examine(converter, advance))
+
+
+def _architecture(options: Options) -> str:
+    return options.stand_in or device.architecture(device.capability())
+
+
+def _unavailable(needs: str, options: Options) -> str | None:
+    return None if options.stand_in is not None else calls.unavailable(needs)
+
+
+def _nothing_to_ask(architecture: str, probes: tuple[str, ...], asked: set[str]) -> Iterator[str]:
+    for probe in probes:
+        if probe not in asked:
+            yield f"{probe}: there is nothing to ask of {architecture}"
 
 
 def _refuse_unless_writable(option: str, folder: Path) -> None:
@@ -176,21 +271,3 @@ def _golden(instrument: Instrument, options: Options) -> goldens.Golden:
         code = machine_code.mnemonics(instrument.kernel, machine_code.architecture_in_file(int(about["capability"])))
         about |= {"ptx": instrument.kernel.ptx, "machine_code": code}
     return goldens.capture(instrument, name, about)
-
-
-def _orders(options: Options) -> list[Order]:
-    """Of `torch._scaled_mm` on a device that has FP8; of the simulator in its stead."""
-    if not options.lengths:
-        return []
-    if options.stand_in is not None:
-        return _stand_in_orders(options.stand_in, options.lengths)
-    here = device.capability()
-    return gemms.scaled_mm_orders(device.architecture(here), options.lengths) if here >= 89 else []
-
-
-def _stand_in_orders(architecture: str, lengths: tuple[int, ...]) -> list[Order]:
-    instruction = f"{architecture}.wgmma"
-    if f"{instruction}.e4m3.e4m3.f32" not in MODELS:
-        return []
-    named = {"stand-in, fast": GemmPlan(instruction), "stand-in, every 128": GemmPlan(instruction, flush=128)}
-    return [gemms.order_of(gemms.stand_in(plan), name, k, instruction) for name, plan in named.items() for k in lengths]
