@@ -256,8 +256,8 @@ Q = torch.zeros(2, 4, 8).to(E4M3)
 ERRORS = {
     "shapes": (lambda: attention(Q, Q[:, :, :4], Q), r"got \[2, 4, 8\], \[2, 4, 4\] and"),
     "groups": (lambda: attention(Q, Q.float().expand(4, 2, 4, 8)[:, 0].to(E4M3)[:3], Q[:1]), "G dividing H"),
-    "scale": (lambda: attention(Q, Q, Q, scale=-1.0), "scale=-1.0: must be positive"),
     "no features": (lambda: attention(*[Q[..., :0]] * 3), "D=0: heads have one feature or more"),
+    "scale": (lambda: attention(Q, Q, Q, scale=-1.0), "scale=-1.0: expected a positive"),
     "window": (lambda: attention(Q, Q, Q, window=0), "window=0: a number of keys"),
     "mask": (
         lambda: attention(Q, Q, Q, attn_mask=torch.ones(4, 5, dtype=torch.bool)),

@@ -26,7 +26,14 @@ Array = NDArray[Any]
 Float32 = NDArray[np.float32]
 
 _FIRST_PRODUCT, _FUSED = 2, 2
-_DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float16, torch.bfloat16)
+_DTYPES = (
+    torch.float8_e4m3fn,
+    torch.float8_e5m2,
+    torch.float8_e4m3fnuz,
+    torch.float8_e5m2fnuz,
+    torch.float16,
+    torch.bfloat16,
+)
 
 
 @dataclass(frozen=True)
@@ -74,7 +81,7 @@ def attention(
     codes differ where a probability lies within these errors of a boundary.
 
     Args:
-        query: [..., H, L, D], a tensor of float8_e4m3fn, float8_e5m2, float16 or bfloat16.
+        query: [..., H, L, D], a tensor of a float8 dtype, float16 or bfloat16.
         key: [..., G, S, D]. value: [..., G, S, E]. G divides H: each key and value serves H / G queries.
         plan: an `AttentionPlan`, a name of `fp8sim.mma.ATTENTION_PLANS`, or its text.
         scale: on the logits, positive; None: D^-1/2.
@@ -91,13 +98,10 @@ def attention(
         TypeError: an operand of another kind.
     """
     plan = plans.parse(plan)
-    for name, x in (("query", query), ("key", key), ("value", value)):
+    given = {"query": query, "key": key, "value": value}
+    for name, x in given.items():
         check_floating(name, x, _DTYPES)
-    q, k, v = (
-        operands(query, "query", None, None),
-        operands(key, "key", None, None),
-        operands(value, "value", None, None),
-    )
+    q, k, v = (operands(x, name, None, None) for name, x in given.items())
     _check(q.codes.shape, k.codes.shape, v.codes.shape, window)
     _check_products(plan, q.format, k.format, v.format)
     *batch, heads, length, width = q.codes.shape
@@ -234,11 +238,8 @@ def _visible(
 
 def _check_products(plan: AttentionPlan, query: str, key: str, value: str) -> None:
     """ValueError unless the plan's instructions multiply operands of these formats."""
-    products = {
-        "query and key": (plan.logits, query, key),
-        "probabilities and value": (plan.mixed, plan.p_format, value),
-    }
-    for names, (order, left, right) in products.items():
+    products = ("query and key", plan.logits, query, key), ("probabilities and value", plan.mixed, plan.p_format, value)
+    for names, order, left, right in products:
         try:
             gemm.resolve(order, left, right)
         except ValueError as error:
