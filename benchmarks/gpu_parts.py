@@ -91,7 +91,8 @@ def tests_of_the_gpu() -> list[Path]:
     return [path for path in found if MARKED.search(path.read_text())]
 
 
-PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider")
+PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "default")
+"""Warnings are shown instead of being errors: libraries there are of other versions than in constraints.txt."""
 
 
 def _tests(path: Path) -> Part:

@@ -228,6 +228,35 @@ def test_an_interpreter_that_lacks_something_is_told(monkeypatch: pytest.MonkeyP
     assert gpu.main(["--check"]) == 1
 
 
+ABSENT = (
+    *("ml_dtypes", "safetensors", "matplotlib", "gfloat", "torchao", "unit_scaling"),
+    *("xdist", "pytest_timeout", "pytest_benchmark"),
+)
+"""What a machine that only lends a GPU may lack."""
+
+WITHOUT = """
+import importlib, sys
+import pytest
+sys.modules.update(dict.fromkeys({absent}))
+for name in {modules}:
+    importlib.import_module(name)
+sys.exit(pytest.main(["-q", "--collect-only", "-p", "no:cacheprovider", *{files}]))
+"""
+
+
+def test_parts_need_no_more_than_is_asked_for() -> None:
+    """Every module that a part runs, and every file of tests, is imported without what may be absent."""
+    assert not set(ABSENT) & set(gpu.NEEDED)
+    modules = ["fp8sim.cli", "benchmarks.gpu_run", *(f"benchmarks.gpu_{suite}" for suite in gpu_parts.SUITES)]
+    files = [str(path) for path in gpu_parts.tests_of_the_gpu()]
+    code = WITHOUT.format(absent=ABSENT, modules=modules, files=files)
+    alone = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # plugins are found by what is installed
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False, env=alone
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_a_piece_is_run_from_the_command_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
