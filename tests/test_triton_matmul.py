@@ -325,4 +325,6 @@ def test_a_gemm_whose_factors_the_kernel_does_not_take_is_refused():
 )
 def test_the_kit_finds_nothing(kit, multiply):
     """Exact sums, impulses at every k, each factor doubled, special values, random data."""
+    if kit["a_format"] == "bf16":
+        pytest.importorskip("ml_dtypes")  # whose bfloat16 the kit works with
     check_gemm(multiply, operands="native", **kit)
