@@ -10,7 +10,9 @@ import torch
 from typer.testing import CliRunner
 
 from fp8sim import cli
-from fp8sim.analysis.probing import StandIn, load_all, running
+from fp8sim.analysis.probing import Report, StandIn, Tally, load_all, recognise, running
+from fp8sim.analysis.probing.gemms import Order
+from fp8sim.analysis.probing.invariances import Invariance
 from fp8sim.analysis.probing.report import SCHEMA
 from fp8sim.mma import parse
 
@@ -95,6 +97,27 @@ def test_another_row_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     done = invoke(*STAND_IN, "--only", "instructions", "--out", tmp_path)
     assert done.exit_code == 1
     assert "  sm90.mma.f16.f16.f32 is sm80.mma.f16.f16.f32, sm89.mma.f16.f16.f32" in done.stdout
+
+
+def test_whatever_differs_is_a_surprise() -> None:
+    """A row that is none, another one, ways to a result that differ, random bits, an order that no plan has."""
+    fine = recognise(StandIn(parse(NAME)))
+    report = Report(
+        "sm90",
+        {},
+        (fine, dataclasses.replace(fine, matches=()), dataclasses.replace(fine, matches=("sm89",))),
+        (Invariance(NAME, "two ways", 10, 0), Invariance(NAME, "two ways", 10, 3)),
+        (Tally(NAME, NAME, 0, 10, 0, 0, 0.0, ()), Tally(NAME, NAME, 0, 10, 4, 0, 0.0, ())),
+        (Order("gemm", 128, (), None, ("sm90.wgmma",), 1), Order("gemm", 256, (), None, (), 1)),
+    )
+    assert report.surprises == [
+        f"{NAME} is no row",
+        f"{NAME} is sm89",
+        f"{NAME}: two ways: 3 of 10 differ",
+        f"{NAME}: 4 of 10 random outputs differ",
+        "gemm, K = 256: no plan gives its bits",
+    ]
+    assert dataclasses.replace(report, recognitions=(fine,), invariances=(), tallies=(), orders=()).surprises == []
 
 
 def test_orders_of_a_gemm_are_told(tmp_path: Path) -> None:

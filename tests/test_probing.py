@@ -11,7 +11,17 @@ import pytest
 
 from fp8sim import mma
 from fp8sim.analysis import explaining
-from fp8sim.analysis.probing import Inputs, Interface, StandIn, gemms, invariances, measure, recognise, stream
+from fp8sim.analysis.probing import (
+    Inputs,
+    Interface,
+    StandIn,
+    gemms,
+    invariances,
+    measure,
+    recognise,
+    stream,
+    streaming,
+)
 from fp8sim.analysis.probing.instruments import Instrument, dots
 from fp8sim.analysis.probing.measuring import PROPERTIES
 from fp8sim.analysis.probing.operands import Array
@@ -301,6 +311,23 @@ def test_random_bits_agree(name: str) -> None:
     model = parse(name)
     tally = stream(StandIn(model, tile=(16, 8)), model, 1000)
     assert (tally.compared, tally.differing, tally.cases) == (1024, 0, ())
+
+
+def test_every_output_of_every_batch_is_compared_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first of each batch and its last are wrong, and no batch has the bits of another."""
+    model, seen = parse("sm90.wgmma.bf16.bf16.f32"), []
+
+    class WrongAtBothEnds(StandIn):
+        def run(self, inputs: Inputs) -> Array:
+            d = super().run(inputs)
+            d.reshape(-1)[[0, -1]] ^= 1
+            seen.append(inputs.a.tobytes())
+            return d
+
+    monkeypatch.setattr(streaming, "BATCH", 1024)
+    tally = stream(WrongAtBothEnds(model, tile=(16, 8)), model, 5000)
+    assert (tally.compared, tally.differing) == (40 * 128, 10)
+    assert len(set(seen)) == 5
 
 
 @pytest.mark.parametrize(
