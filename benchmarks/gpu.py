@@ -284,10 +284,20 @@ def main(argv: list[str] | None = None) -> int:
             print(f"cannot write to {folder} ({error.strerror}): OUT=folder puts the results elsewhere")
             return 1
     session = Session(out, stand_in, options.force, time.monotonic() + options.limit)
-    status = run_all(session, chosen, lambda text: print(text, flush=True))
+    try:
+        status = run_all(session, chosen, lambda text: print(text, flush=True))
+    except KeyboardInterrupt:
+        print("stopped: what is done stays done; run it again")
+        status = 3
     print(f"results: {pack(out)}")
     return status
 
 
+def stop_on_terminate() -> None:
+    """SIGTERM, which `timeout` and batch systems send, stops as Ctrl-C does, with the part that runs."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
 if __name__ == "__main__":
+    stop_on_terminate()
     sys.exit(main())

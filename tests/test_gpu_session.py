@@ -96,6 +96,9 @@ def test_what_is_interrupted_is_not_done(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(KeyboardInterrupt):
         run(Session(tmp_path, stand_in=True, force=True), one)
     assert not Session(tmp_path, stand_in=True).is_done(one)
+    monkeypatch.setattr(gpu, "parts", lambda: iter([one]))
+    monkeypatch.setattr(gpu, "missing", lambda: "")
+    assert gpu.main(["--stand-in", "--out", str(tmp_path)]) == 3
 
 
 def test_a_part_that_is_run_always_is_run_again(tmp_path: Path) -> None:
@@ -130,6 +133,24 @@ def test_a_part_that_takes_too_long_is_stopped_with_its_children(tmp_path: Path)
     assert (status, record(tmp_path, "bench-slow")["verdict"]) == (1, "TIMED OUT")
     assert time.monotonic() - start < 2
     time.sleep(max(0.0, start + 3 - time.monotonic()))
+    assert not (tmp_path / "late").exists()
+
+
+def test_a_session_that_is_terminated_stops_its_part(tmp_path: Path) -> None:
+    """What it started would write into the results of the next session."""
+    part_code = f"print(1, flush=True); import time; time.sleep(2); {ran(tmp_path, 'late')}"
+    code = (
+        "import os, sys; from benchmarks import gpu; gpu.stop_on_terminate(); "
+        f"gpu._returned([sys.executable, '-c', {part_code!r}], open({str(tmp_path / 'log')!r}, 'w'), os.environ, 60)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not ((tmp_path / "log").exists() and (tmp_path / "log").read_text()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait(10) != 0
+    time.sleep(2.2)
+    assert (tmp_path / "log").read_text() == "1\n"
     assert not (tmp_path / "late").exists()
 
 

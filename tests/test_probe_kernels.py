@@ -1,6 +1,7 @@
 """The probes of csrc/cuda/probe.cu without a GPU: arguments, layouts, machine code, and the way to a launch."""
 
 import ctypes
+import dataclasses
 import itertools
 import re
 import subprocess
@@ -358,6 +359,16 @@ def test_a_chain_runs_eight_at_a_time(launched: list[dict[str, Any]], name: str)
     assert [(call["steps"], call["cases"], call["stream"]) for call in launched] == [(8, 1, 7), (8, 1, 7), (4, 1, 7)]
 
 
+def test_a_chain_that_ignores_c_ignores_what_was_given_alone(launched: list[dict[str, Any]]) -> None:
+    """Not the sum that its first part leaves to the second."""
+    subject = dataclasses.replace(instrument("sm90.wgmma.e5m2.e4m3.f32"), replaces_c=True)
+    inputs = goldens.inputs_of(subject.takes, subject.tile, "chain", 1)
+    tiled = Inputs(np.tile(inputs.a, 3), np.tile(inputs.b, 3), inputs.c)
+    zero = dataclasses.replace(tiled, c=np.zeros_like(tiled.c))
+    assert np.array_equal(subject.run(tiled), StandIn(parse(subject.name)).run(zero))
+    assert [call["c"] for call in launched] == [False, True]
+
+
 def test_many_cases_run_in_parts(launched: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
     subject = instrument("sm90.mma.f16.f16.f32")
     inputs = goldens.inputs_of(subject.takes, subject.tile, "normal", 1024)
@@ -392,6 +403,7 @@ def test_a_whole_run_on_a_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     files = sorted(tmp_path.glob("h900/*.npz"))
     assert [path.stem for path in files] == sorted(names)
     golden = goldens.load(files[1])
+    assert about.items() <= golden.about.items()
     assert golden.about["ptx"] == "wgmma.m64n8k32.f32.e4m3.e4m3"
     if machine_code.cuobjdump() is not None:
         assert golden.about["machine_code"] == ["QGMMA.64x8x32.F32.E4M3.E4M3"]

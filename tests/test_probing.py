@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from fp8sim import mma
 from fp8sim.analysis import explaining
@@ -18,13 +19,14 @@ from fp8sim.analysis.probing import (
     gemms,
     invariances,
     measure,
+    products,
     recognise,
     stream,
     streaming,
 )
 from fp8sim.analysis.probing.instruments import Instrument, dots
 from fp8sim.analysis.probing.measuring import PROPERTIES
-from fp8sim.analysis.probing.operands import Array
+from fp8sim.analysis.probing.operands import Array, encoded
 from fp8sim.analysis.probing.streaming import near_one, random_inputs
 from fp8sim.mma import MODELS, Adder, MmaModel, Output, parse
 from fp8sim.mma.models import core_fields
@@ -301,6 +303,9 @@ def test_random_bits_are_those_of_the_seed_and_of_every_kind() -> None:
     assert np.array_equal(draws[0].a, draws[1].a)
     assert not np.array_equal(draws[0].a, draws[2].a)
     assert len(np.unique(draws[0].a)) == len(np.unique(draws[0].b)) == 256
+    kinds = [set(np.unique(draws[0].a[part] >> 2 & 31)) for part in (slice(10, 100), slice(150, None))]
+    assert kinds[0] == set(range(31))  # any exponent of a finite number
+    assert kinds[1] - {0} == set(range(11, 19))  # near 1
     near = near_one(np.arange(256, dtype=np.uint8), "float8_e4m3fn")
     assert set((near >> 3) & 15) - {0} <= set(range(3, 11))
     assert (near[0], near[128]) == (0, 128)
@@ -352,6 +357,26 @@ def test_a_difference_becomes_a_case(name: str, fields: dict[str, Any], tmp_path
 
 
 # The order of a GEMM
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_torch_is_asked_for_a_times_b_transposed_and_for_the_accumulation(
+    fast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scaled_mm, told = torch._scaled_mm, []
+
+    def recorded(*operands: torch.Tensor, **options: Any) -> torch.Tensor:
+        told.append(options["use_fast_accum"])
+        return scaled_mm(*operands, **options)
+
+    monkeypatch.setattr(torch, "_scaled_mm", recorded)
+    rng = np.random.default_rng(0)
+    a, b = (rng.integers(-4, 5, (16, 32)).astype(np.float64) for _ in "ab")
+    name = f"torch._scaled_mm(use_fast_accum={fast})"
+    (gemm,) = (row.subject.gemm for row in products.rows("sm90") if row.subject.name == name)
+    found = gemm(*(encoded(x, "float8_e4m3fn") for x in (a, b)))
+    assert np.array_equal(found, a @ b.T)
+    assert told == [fast]
 
 
 @pytest.mark.parametrize(
