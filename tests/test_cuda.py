@@ -89,6 +89,11 @@ BAD_ENCODE_SCALED = [
     ({"transposed": ELSEWHERE + 5}, "codes and transposed overlap"),
     ({"shape": (1, -2, 3)}, "shape: expected three lengths of 0 or more"),
     ({"shape": (2**20, 2**20, 2)}, "shape: expected at most 2^40 elements"),
+    (
+        {"shape": (2**31 + 1, 1, 1), "codes": 1 << 41, "transposed": 1 << 42},
+        "shape: expected at most 2^31 tiles of 64 rows and columns to transpose, got 2147483649 matrices of 1 by 1",
+    ),
+    ({"shape": (1, 2**38, 1), "codes": 1 << 41, "transposed": 1 << 42}, "got 1 matrices of 274877906944 by 1"),
     ({"dtype": "uint8"}, "dtype='uint8': use one of float16, bfloat16, float32, float64"),
     ({"code_dtype": "float32"}, "code_dtype='float32': use one of uint8, uint16, uint32"),
     ({"factor": 1.0, "factor_address": SOMEWHERE}, "factor and factor_address: give one of them"),

@@ -11,8 +11,10 @@ namespace {
 
 constexpr DtypeRow kFloat32Row = {"float32", Dtype::kFloat32, 4};
 
-// Tiles of 64 rows and columns are counted in 32 bits.
 constexpr int64_t kMostElements = int64_t{1} << 40;
+
+// The transposing kernel counts tiles in 32 bits, from one of a block to its next.
+constexpr int64_t kMostTiles = int64_t{1} << 31;
 
 using Shape = std::array<int64_t, 3>;
 
@@ -24,6 +26,13 @@ int64_t checked_size(const Shape& shape) {
         size *= length;
     }
     return size;
+}
+
+void check_tiles(const Shape& shape) {
+    const auto tiles = [](int64_t length) { return (length + kTile - 1) / kTile; };
+    if (shape[0] * tiles(shape[1]) * tiles(shape[2]) <= kMostTiles) return;
+    refuse("shape: expected at most 2^31 tiles of 64 rows and columns to transpose, got " + std::to_string(shape[0]) +
+           " matrices of " + std::to_string(shape[1]) + " by " + std::to_string(shape[2]));
 }
 
 void check_target(const Memory& x, const Memory& target, int64_t size) {
@@ -64,6 +73,7 @@ void encode_scaled(uintptr_t x, uintptr_t codes, const Shape& shape, const std::
     check_memory(from, size);
     check_target(from, to, size);
     if (transposed != 0) {
+        check_tiles(shape);
         check_target(from, turned, size);
         check_apart(to, size, turned, size);
     }

@@ -160,7 +160,6 @@ __global__ void __launch_bounds__(kFlatThreads) encode_scaled_kernel(EncodeScale
 
 // With the transposed copy: a block takes a tile of 64 rows and columns at a time and turns it in shared memory.
 
-constexpr int kTile = 64;
 constexpr int kTransposingThreads = 256;
 
 // The tile as words that hold one code, or in the usual mode those of four rows: [column][row], a word apart.

@@ -8,6 +8,8 @@
 
 namespace fp8sim {
 
+constexpr int kTile = 64;  // rows and columns of what a block transposes at a time
+
 // How elements meet the factor, a float32 number.
 enum class Meets {
     kNothing,
