@@ -11,6 +11,9 @@ import torch
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 """The dtypes that fused operations compute from."""
 
+FLOATING = (*FLOATS, torch.float64)
+"""The dtypes that all other operations compute from."""
+
 _NUMBERS = (numbers.Real, torch.SymInt, torch.SymFloat)
 _LARGEST, _SMALLEST = (2 - 2.0**-23) * 2.0**127, 2.0**-149
 """Of float32; numbers from half a spacing beyond them on are rounded to infinity and to zero."""
@@ -34,6 +37,13 @@ def check_positive(argument: str, value: Any) -> None:
     check_number(argument, value)
     if not 0 < value < math.inf:
         raise ValueError(f"{argument}={value}: expected a positive finite number")
+
+
+def check_float32(argument: str, value: Any) -> None:
+    """TypeError or ValueError unless `value` is a number that rounds to a finite one of float32."""
+    check_number(argument, value)
+    if not abs(value) < _LARGEST + 2.0**103:
+        raise ValueError(f"{argument}={value}: expected a finite number, in float32, too")
 
 
 def check_float32_factor(argument: str, value: Any) -> None:
@@ -70,7 +80,7 @@ def check_tensor(argument: str, x: Any) -> None:
         )
 
 
-def check_floating(argument: str, x: Any, dtypes: tuple[torch.dtype, ...] = (*FLOATS, torch.float64)) -> None:
+def check_floating(argument: str, x: Any, dtypes: tuple[torch.dtype, ...] = FLOATING) -> None:
     """TypeError unless x is a torch tensor of one of `dtypes`."""
     check_tensor(argument, x)
     if x.dtype not in dtypes:
@@ -84,6 +94,13 @@ def check_like(argument: str, x: torch.Tensor, other: str, like: torch.Tensor) -
             f"{argument} is {list(x.shape)} on {x.device}: expected the shape and device of {other}, "
             f"{list(like.shape)} on {like.device}"
         )
+
+
+def check_broadcast(**operands: torch.Tensor) -> None:
+    """ValueError unless the shapes of two tensors broadcast."""
+    (first, a), (second, b) = operands.items()
+    if any(x != y and 1 not in (x, y) for x, y in zip(a.shape[::-1], b.shape[::-1], strict=False)):
+        raise ValueError(f"{first} {list(a.shape)} and {second} {list(b.shape)} do not broadcast: reshape one")
 
 
 def names(dtypes: tuple[torch.dtype, ...]) -> str:

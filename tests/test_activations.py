@@ -306,18 +306,39 @@ def test_fakes_are_true(backend: str) -> None:
 
 X = torch.zeros(4, 4)
 ERRORS = {
-    "dtype": (lambda: ops.gelu_encode(X.double(), "e4m3"), TypeError, "x must be a torch tensor of float32, float16"),
+    "dtype": (
+        lambda: ops.gelu_encode(X.double(), "e4m3"),
+        TypeError,
+        "x is torch.float64: expected",
+    ),
     "kernel's dtype": (lambda: kernels.gelu(X.double()), TypeError, "x must be .* got torch.float64: use .float()"),
     "approximation": (lambda: ops.gelu_encode(X, "e4m3", approximate="erf"), ValueError, "approximate='erf': use"),
+    "multiplier": (lambda: ops.gelu_encode(X, "e4m3", mult=0.0), ValueError, "mult=0.0: expected a positive finite"),
+    "factor": (
+        lambda: ops.gelu_encode(X, "e4m3", beta=1e39),
+        ValueError,
+        "beta=1e.39: expected a finite number",
+    ),
+    "scale": (lambda: ops.silu_glu_encode(X, None, "e4m3", scale=0.0), ValueError, "scale=0.0: expected a positive"),
+    "scale's dtype": (
+        lambda: ops.gelu_encode(X, "e4m3", scale=torch.ones(1).double()),
+        ValueError,
+        "scale must be a number, or one float32 number on x's device cpu in a tensor: got torch.float64",
+    ),
+    "flag": (lambda: ops.gelu_encode(X, "e4m3", amax=1), TypeError, "amax=1 is a int: expected True or False"),
     "values": (lambda: ops.gelu_encode(X, "e4m3", values=torch.int32), TypeError, "values=torch.int32: torch.float32"),
     "gate's shape": (
         lambda: ops.silu_glu_encode(X, X[:2], "e4m3"),
         ValueError,
-        r"gate must have x's shape .* \[2, 4\]",
+        r"gate is \[2, 4\] on cpu: expected the shape and device of x",
     ),
     "gate's dtype": (lambda: ops.silu_glu_encode(X, X.half(), "e4m3"), ValueError, "x and gate must share a dtype"),
     "odd rows": (lambda: ops.silu_glu_encode(X[:, :3], None, "e4m3"), ValueError, "have an even length"),
-    "gradient's shape": (lambda: ops.gelu_backward_encode(X[:2], X, "e4m3"), ValueError, "grad must have x's shape"),
+    "gradient's shape": (
+        lambda: ops.gelu_backward_encode(X[:2], X, "e4m3"),
+        ValueError,
+        r"grad is \[2, 4\] on cpu",
+    ),
     "transpose": (lambda: ops.gelu_encode(X[0], "e4m3", transpose=True), ValueError, "transpose=True takes two axes"),
     "kernel's transpose": (
         lambda: kernels.gelu(X[0].to(DEVICE), fmt="e4m3", transpose=True),

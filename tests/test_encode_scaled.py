@@ -263,6 +263,16 @@ ERRORS = {
         "scale must be a float, or one float32 number on x's device .*: got torch.float64",
     ),
     "scale's shape": (lambda: simulated(X.cpu(), "e4m3", torch.ones(2)), ValueError, r"scale must .* \[2\] on cpu"),
+    "zero": (lambda: encode_scaled(X, "e4m3", 0.0), ValueError, "scale=0.0: expected a positive finite number"),
+    "underflow": (lambda: encode_scaled(X, "e4m3", 1e-46), ValueError, "scale=1e-46: expected .* in float32, too"),
+    "overflow": (lambda: encode_scaled(X, "e4m3", 3.5e38), ValueError, "scale=3.5e.38: expected .* in float32, too"),
+    "negative": (lambda: encode_scaled(X, "e4m3", -1.0), ValueError, "scale=-1.0: expected a positive finite number"),
+    "text": (lambda: encode_scaled(X, "e4m3", "1"), TypeError, "scale is a str: expected a number"),
+    "integers": (
+        lambda: encode_scaled(X.int().to("meta"), "e4m3"),
+        TypeError,
+        "x is torch.int32: expected torch.float32",
+    ),
     "block": (lambda: kernels.encode_scaled(X, "e4m3", block=100), ValueError, "block=100: expected a power of two"),
     "tile": (
         lambda: kernels.encode_scaled(X, "e4m3", transpose=True, block=1024),

@@ -223,17 +223,40 @@ def test_fakes_are_true(backend: str) -> None:
 
 X = torch.zeros(4, 4)
 ERRORS = {
-    "dtype": (lambda: ops.rms_norm_encode(X.int(), None, "e4m3"), TypeError, "x must be a torch tensor of float32"),
+    "dtype": (
+        lambda: ops.rms_norm_encode(X.int(), None, "e4m3"),
+        TypeError,
+        "x is torch.int32: expected torch.float32",
+    ),
     "gain": (lambda: ops.rms_norm_encode(X, X[0, :3], "e4m3"), ValueError, r"gain must be \[4\] .* got \[3\]"),
-    "gain's dtype": (lambda: ops.rms_norm_encode(X, X[0].double(), "e4m3"), TypeError, "gain must be a torch tensor"),
+    "infinite": (
+        lambda: ops.rms_norm_encode(X, None, "e4m3", eps=float("inf")),
+        ValueError,
+        "eps=inf: expected a finite",
+    ),
+    "text": (lambda: ops.rms_norm_encode(X, None, "e4m3", eps="1"), TypeError, "eps is a str: expected a number"),
+    "gain's factor": (
+        lambda: ops.rms_norm_encode(X, None, "e4m3", gain_factor=float("nan")),
+        ValueError,
+        "gain_factor=nan: expected a finite number",
+    ),
+    "gain's dtype": (
+        lambda: ops.rms_norm_encode(X, X[0].double(), "e4m3"),
+        TypeError,
+        "gain is torch.float64: expected",
+    ),
     "no axis": (lambda: ops.rms_norm_encode(X[0, 0], None, "e4m3"), ValueError, "x has no axis"),
     "eps": (lambda: ops.rms_norm_encode(X, None, "e4m3", eps=0.0), ValueError, "eps=0.0: expected at least 2"),
     "roots": (
         lambda: ops.rms_norm_backward_encode(X, X, None, X, "e4m3"),
         ValueError,
-        r"inverse must be float32 \[4\], one number per row",
+        r"inverse must be float32 \[4\] on cpu, one number per row",
     ),
-    "gradient": (lambda: ops.rms_norm_backward_encode(X[:2], X, None, X[0], "e4m3"), ValueError, "grad must have"),
+    "gradient": (
+        lambda: ops.rms_norm_backward_encode(X[:2], X, None, X[0], "e4m3"),
+        ValueError,
+        r"grad is \[2, 4\] on cpu: expected the",
+    ),
 }
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from fp8sim import backends
+from fp8sim.arguments import FLOATS, check_float32, check_float32_factor, check_floating, check_like
 from fp8sim.derivatives import differentiable_once
 from fp8sim.formats import Format
 from fp8sim.ops.encode_scaled import ScaledCodes
@@ -151,7 +152,7 @@ def gelu_encode(
         x: [..., R, C], float32, float16 or bfloat16, any strides.
         fmt: a format or its name.
         approximate: "none" or "tanh", as for torch.
-        mult, alpha, beta: numbers, rounded to float32.
+        mult: positive, rounded to float32, as are alpha and beta, numbers of any sign.
         values: the dtype in which to give the number before the cast, too, or None.
         cast: keywords of `encode_scaled`: scale, amax, transpose, rounding, overflow, seed, stream, offset,
             random_bits.
@@ -160,11 +161,11 @@ def gelu_encode(
         Codes, and numbers [..., R, C] that carry the gradient; infinity for infinity, NaN for NaN and -infinity.
 
     Raises:
-        TypeError, ValueError: another dtype, an unknown approximation, and as for `encode_scaled`.
+        TypeError, ValueError: another dtype, an unknown approximation, a number that is not finite, and as for
+            `encode_scaled`.
     """
-    require_float("x", x)
-    if approximate not in ("none", "tanh"):
-        raise ValueError(f"approximate={approximate!r}: use 'none' or 'tanh'")
+    _check_alike(x)
+    _check_gelu(approximate, mult, alpha=alpha, beta=beta)
     forms = form_arguments("gelu", x, fmt, values, **cast)
     outputs: tuple[torch.Tensor, ...] = _Gelu.apply(x, approximate, mult, alpha, beta, forms)  # type: ignore[no-untyped-call]
     return encoded(outputs, forms)
@@ -184,7 +185,8 @@ def gelu_backward_encode(
 
     grad: [..., R, C], any strides. All else as for `gelu_encode`.
     """
-    require_alike("grad", grad, x)
+    _check_alike(x, grad=grad)
+    _check_gelu(approximate, mult, beta=beta)
     forms = form_arguments("gelu_backward", x, fmt, **cast)
     return scaled_codes(_gelu_backward_op(grad.detach(), x.detach(), approximate, mult, beta, *forms), forms)
 
@@ -205,7 +207,7 @@ def silu_glu_encode(
         x, gate: [..., R, C], of one shape and dtype, float32, float16 or bfloat16. Without `gate` x is [..., R, 2 C],
             as one product makes both: x on the left of every row, the gate on the right, and so is the gradient, with
             nothing to split or join.
-        mult, factor: numbers, rounded to float32. All else as for `gelu_encode`.
+        mult: positive, rounded to float32, as is factor, of any sign. All else as for `gelu_encode`.
 
     Returns:
         Codes, and numbers [..., R, C] that carry the gradient.
@@ -213,7 +215,8 @@ def silu_glu_encode(
     Raises:
         TypeError, ValueError: operands that do not fit, and as for `gelu_encode`.
     """
-    require_pair(x, gate)
+    _check_pair(x, gate)
+    _check_numbers(mult, factor=factor)
     forms = form_arguments("silu_glu", x, fmt, values, **cast)
     outputs: tuple[torch.Tensor, ...] = _SiluGlu.apply(x, gate, mult, factor, forms)  # type: ignore[no-untyped-call]
     return encoded(outputs, forms)
@@ -238,39 +241,42 @@ def silu_glu_backward_encode(
         The codes of both, or without `gate` those of the one gradient [..., R, 2 C]. Stochastic rounding of gate's
         gradient draws the random integers after those of x's.
     """
-    require_pair(x, gate)
+    _check_pair(x, gate)
+    _check_numbers(mult, factor=factor)
     left, right = x.detach().chunk(2, -1) if gate is None else (x.detach(), gate.detach())
-    require_alike("grad", grad, left)
+    _check_alike(left, grad=grad)
     forms = form_arguments("silu_glu_backward", x, fmt, **cast)
     outputs = _silu_glu_backward_op(grad.detach(), left, right, gate is None, mult, factor, *forms)
     return tuple(scaled_codes(outputs[i : i + 4], forms) for i in ((0,) if gate is None else (0, 4)))
 
 
-def require_float(argument: str, x: torch.Tensor) -> None:
-    """TypeError unless x is a tensor of float32, float16 or bfloat16."""
-    if not isinstance(x, torch.Tensor) or x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        got = getattr(x, "dtype", type(x).__name__)
-        raise TypeError(f"{argument} must be a torch tensor of float32, float16 or bfloat16, got {got}: use .float()")
+def _check_alike(x: torch.Tensor, **others: torch.Tensor) -> None:
+    """TypeError or ValueError unless x and others are tensors of float32, float16 or bfloat16 and of one shape."""
+    check_floating("x", x, FLOATS)
+    for argument, other in others.items():
+        check_floating(argument, other, FLOATS)
+        check_like(argument, other, "x", x)
 
 
-def require_alike(argument: str, given: torch.Tensor, x: torch.Tensor) -> None:
-    """TypeError or ValueError unless both are such tensors, of one shape and device."""
-    require_float("x", x)
-    require_float(argument, given)
-    if given.shape != x.shape or given.device != x.device:
-        raise ValueError(
-            f"{argument} must have x's shape and device {list(x.shape)} {x.device}, got {list(given.shape)} "
-            f"{given.device}"
-        )
-
-
-def require_pair(x: torch.Tensor, gate: torch.Tensor | None) -> None:
+def _check_pair(x: torch.Tensor, gate: torch.Tensor | None) -> None:
     """TypeError or ValueError unless x and gate fit, or x holds both."""
-    require_float("x", x)
     if gate is None:
+        check_floating("x", x, FLOATS)
         if x.ndim == 0 or x.shape[-1] % 2:
             raise ValueError(f"x has shape {list(x.shape)}: without gate its rows hold both, and have an even length")
         return
-    require_alike("gate", gate, x)
+    _check_alike(x, gate=gate)
     if gate.dtype != x.dtype:
         raise ValueError(f"x and gate must share a dtype, got {x.dtype} and {gate.dtype}: use .to()")
+
+
+def _check_gelu(approximate: str, mult: float, **factors: float) -> None:
+    if approximate not in ("none", "tanh"):
+        raise ValueError(f"approximate={approximate!r}: use 'none' or 'tanh'")
+    _check_numbers(mult, **factors)
+
+
+def _check_numbers(mult: float, **factors: float) -> None:
+    check_float32_factor("mult", mult)
+    for argument, factor in factors.items():
+        check_float32(argument, factor)

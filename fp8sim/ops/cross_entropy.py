@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 
 from fp8sim import backends
+from fp8sim.arguments import (
+    FLOATS,
+    check_flag,
+    check_float32,
+    check_float32_factor,
+    check_floating,
+    check_integer,
+    check_number,
+    check_tensor,
+)
 from fp8sim.derivatives import differentiable_once
-from fp8sim.ops.activations import require_float
 from fp8sim.ops.library import register
 from fp8sim.simulate.scale import scale_fwd
 
@@ -135,13 +143,9 @@ def cross_entropy(
             positive, smoothing outside 0 .. 1; `in_place` of a leaf that requires a gradient, or of rows with gaps.
         RuntimeError: from autograd, when the loss is differentiated again, or something needs the lost logits.
     """
-    _require(logits, target, weight)
-    if reduction not in _REDUCTIONS:
-        raise ValueError(f"reduction={reduction!r}: use one of {', '.join(_REDUCTIONS)}")
-    if not 0 < mult < math.inf or not 0 <= label_smoothing <= 1:
-        raise ValueError(f"mult={mult}, label_smoothing={label_smoothing}: expected above 0 and finite, and 0 to 1")
-    if not abs(z_loss) < math.inf:
-        raise ValueError(f"z_loss={z_loss}: expected a finite number, 0 for none")
+    _check_operands(logits, target, weight)
+    _check_options(reduction, ignore_index, label_smoothing, mult, z_loss, beta)
+    check_flag("in_place", in_place)
     if in_place and logits.is_leaf and logits.requires_grad:
         raise ValueError("in_place=True would overwrite logits, a leaf that requires a gradient: pass in_place=False")
     inverse = _counted(target, weight, ignore_index).reciprocal() if reduction == "mean" else None
@@ -169,17 +173,38 @@ def _counted(target: torch.Tensor, weight: torch.Tensor | None, ignore_index: in
     return (weight.detach().float()[classes] * kept).sum()
 
 
-def _require(logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None) -> None:
-    require_float("logits", logits)
+def _check_operands(logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None) -> None:
+    check_floating("logits", logits, FLOATS)
+    check_tensor("target", target)
     if target.dtype not in (torch.int64, torch.int32):
         raise TypeError(f"target must hold classes as int64 or int32, got {target.dtype}: probabilities are for "
                         f"fp8sim.functional.cross_entropy")  # fmt: skip
     if logits.ndim == 0 or target.shape != logits.shape[:-1] or target.device != logits.device:
         raise ValueError(
-            f"cross_entropy takes logits [..., V] and classes [...] on one device, got {list(logits.shape)} on "
-            f"{logits.device} and {list(target.shape)} on {target.device}: move the classes to the last axis"
+            f"cross_entropy takes logits [..., V] and classes [...] as target on one device, got {list(logits.shape)} "
+            f"on {logits.device} and {list(target.shape)} on {target.device}: move the classes to the last axis"
         )
-    if weight is not None and (weight.shape != logits.shape[-1:] or weight.device != logits.device):
+    if logits.shape[-1] == 0:
+        raise ValueError(f"logits have shape {list(logits.shape)}: expected one class or more")
+    if weight is None:
+        return
+    check_floating("weight", weight, FLOATS)
+    if weight.shape != logits.shape[-1:] or weight.device != logits.device:
         raise ValueError(
             f"weight must be [{logits.shape[-1]}] on {logits.device}, got {list(weight.shape)} on {weight.device}"
         )
+
+
+def _check_options(
+    reduction: str, ignore_index: int, label_smoothing: float, mult: float, z_loss: float, beta: float | None
+) -> None:
+    if reduction not in _REDUCTIONS:
+        raise ValueError(f"reduction={reduction!r}: use one of {', '.join(_REDUCTIONS)}")
+    check_integer("ignore_index", ignore_index)
+    check_number("label_smoothing", label_smoothing)
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"label_smoothing={label_smoothing}: expected a number from 0 to 1")
+    check_float32_factor("mult", mult)
+    check_float32("z_loss", z_loss)
+    if beta is not None:
+        check_float32("beta", beta)

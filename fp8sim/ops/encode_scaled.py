@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 
 from fp8sim import backends, casting, formats
+from fp8sim.arguments import check_flag, check_float32_factor, check_floating
 from fp8sim.formats import Format
 from fp8sim.ops.cast import policy_text, random_arguments, random_options
 from fp8sim.ops.library import register
@@ -101,8 +102,8 @@ def encode_scaled(
     Args:
         x: [..., R, C], a torch tensor of float32, float64, float16 or bfloat16, any strides; [...] without `transpose`.
         fmt, rounding, overflow, seed, stream, offset, random_bits: as for `fp8sim.encode`.
-        scale: what x is multiplied with before the cast: a float, rounded to float32, or one float32 number in a tensor
-            on x's device, which is never waited for. None for no factor.
+        scale: what x is multiplied with before the cast: a positive number, rounded to float32, or one float32 number
+            in a tensor on x's device, of any value, which is never waited for. None for no factor.
         fused: round the exact product to `fmt`.
         amax: also give the largest |x|, before the factor: NaN if an element is, else infinity if an element is; 0 for
             an empty tensor. It depends on no order of operations.
@@ -112,14 +113,44 @@ def encode_scaled(
         The codes, contiguous, without gradient, and what was asked for.
 
     Raises:
-        ValueError, TypeError: as for `fp8sim.encode`; a factor of another kind, `transpose` of a tensor with one axis.
+        ValueError, TypeError: as for `fp8sim.encode`; a factor of another kind, or a number that is not positive and
+            finite; `transpose` of a tensor with one axis.
     """
+    check_floating("x", x)
+    check_flag("fused", fused)
+    check_forms(x, amax, transpose)
     policy, mode = policy_text(fmt, rounding, overflow)
     rest = random_arguments(mode, seed, stream, offset, random_bits)
     backend = backends.select("encode_scaled", x.device.type)
-    tensor = scale.detach() if isinstance(scale, torch.Tensor) else None
-    factor = None if scale is None or tensor is not None else float(scale)
-    if transpose and x.ndim < 2:
-        raise ValueError(f"x has shape {list(x.shape)}: transpose=True takes two axes or more; reshape it")
+    factor, tensor = scale_arguments(x, scale)
     codes, transposed, largest = _op(x.detach(), policy, factor, tensor, [fused, amax, transpose], *rest, backend)
     return ScaledCodes(codes, transposed if transpose else None, largest if amax else None)
+
+
+def check_forms(x: torch.Tensor, amax: bool, transpose: bool) -> None:
+    """TypeError or ValueError unless these forms of a result [..., R, C] of x's shape can be given."""
+    check_flag("amax", amax)
+    check_flag("transpose", transpose)
+    if transpose and x.ndim < 2:
+        raise ValueError(f"x has shape {list(x.shape)}: transpose=True takes two axes or more; reshape it")
+
+
+def scale_arguments(x: torch.Tensor, scale: float | torch.Tensor | None) -> tuple[float | None, torch.Tensor | None]:
+    """The factor as a number or as a tensor; both None without one.
+
+    Raises:
+        ValueError: a number that is not positive and finite in float32, or a tensor of another kind. What is in a
+            tensor is not looked at.
+        TypeError: neither.
+    """
+    if scale is None:
+        return None, None
+    if not isinstance(scale, torch.Tensor):
+        check_float32_factor("scale", scale)
+        return float(scale), None
+    if scale.dtype != torch.float32 or scale.numel() != 1 or scale.device != x.device:
+        raise ValueError(
+            f"scale must be a number, or one float32 number on x's device {x.device} in a tensor: got {scale.dtype} "
+            f"{list(scale.shape)} on {scale.device}"
+        )
+    return None, scale.detach()

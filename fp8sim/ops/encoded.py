@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import torch
 
 from fp8sim import backends, casting, formats
+from fp8sim.arguments import FLOATS, names
 from fp8sim.formats import Format
 from fp8sim.ops.cast import decode, format_text, policy_text, random_arguments, random_options
-from fp8sim.ops.encode_scaled import ScaledCodes
+from fp8sim.ops.encode_scaled import ScaledCodes, check_forms, scale_arguments
 from fp8sim.rounding import Overflow, Rounding
 
 FORMS = (
@@ -79,13 +80,11 @@ def form_arguments(
     random_bits: int = 32,
 ) -> tuple[Any, ...]:
     """The arguments `FORMS` of the registered operation `op` on x [..., R, C]. Errors as for `encode_scaled`."""
-    if values not in (None, torch.float32, torch.float16, torch.bfloat16):
-        raise TypeError(f"values={values!r}: torch.float32, float16 or bfloat16, which carry a gradient, or None")
+    if values not in (None, *FLOATS):
+        raise TypeError(f"values={values!r}: {names(FLOATS)}, which carry a gradient, or None")
     policy, mode = policy_text(fmt, rounding, overflow)
-    if transpose and x.ndim < 2:
-        raise ValueError(f"x has shape {list(x.shape)}: transpose=True takes two axes or more; reshape it")
-    tensor = scale.detach() if isinstance(scale, torch.Tensor) else None
-    number = None if scale is None or tensor is not None else float(scale)
+    check_forms(x, amax, transpose)
+    number, tensor = scale_arguments(x, scale)
     random = random_arguments(mode, seed, stream, offset, random_bits)
     return values, policy, number, tensor, [amax, transpose], *random, backends.select(op, x.device.type)
 

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from fp8sim import backends
+from fp8sim.arguments import FLOATS, check_float32, check_floating, check_like, check_tensor
 from fp8sim.derivatives import differentiable_once
 from fp8sim.formats import Format
-from fp8sim.ops.activations import require_alike, require_float
 from fp8sim.ops.encode_scaled import ScaledCodes
 from fp8sim.ops.encoded import (
     FORMS,
@@ -99,7 +99,7 @@ def rms_norm_encode(
         x: [..., R, C], float32, float16 or bfloat16, any strides; rows are normalised.
         gain: [C], of these dtypes, or None for ones.
         fmt: a format or its name.
-        eps: added to the mean square; at least 2^-126, rounded to float32.
+        eps: added to the mean square; at least 2^-126 and finite, rounded to float32.
         gain_factor: a number, rounded to float32.
         values, cast: as for `fp8sim.ops.activations.gelu_encode`.
 
@@ -110,7 +110,8 @@ def rms_norm_encode(
     Raises:
         TypeError, ValueError: a dtype or shape that does not fit, and as for `encode_scaled`.
     """
-    _require(x, gain)
+    _check(x, gain, gain_factor)
+    check_float32("eps", eps)
     if not eps >= 2.0**-126:
         raise ValueError(f"eps={eps}: expected at least 2^-126, a normal float32 number")
     forms = form_arguments("rms_norm", x, fmt, values, **cast)
@@ -137,12 +138,14 @@ def rms_norm_backward_encode(
     Returns:
         Codes; [C] in the gain's dtype, or None without a gain.
     """
-    _require(x, gain)
-    require_alike("grad", grad, x)
-    if inverse.shape != x.shape[:-1] or inverse.dtype != torch.float32:
+    _check(x, gain, gain_factor)
+    check_floating("grad", grad, FLOATS)
+    check_like("grad", grad, "x", x)
+    check_tensor("inverse", inverse)
+    if inverse.shape != x.shape[:-1] or inverse.dtype != torch.float32 or inverse.device != x.device:
         raise ValueError(
-            f"inverse must be float32 {list(x.shape[:-1])}, one number per row, got {inverse.dtype} "
-            f"{list(inverse.shape)}"
+            f"inverse must be float32 {list(x.shape[:-1])} on {x.device}, one number per row, got {inverse.dtype} "
+            f"{list(inverse.shape)} on {inverse.device}"
         )
     forms = form_arguments("rms_norm_backward", x, fmt, **cast)
     tensors = (part if part is None else part.detach() for part in (grad, x, gain, inverse.contiguous()))
@@ -150,13 +153,14 @@ def rms_norm_backward_encode(
     return scaled_codes(outputs, forms), None if gain is None else grad_gain
 
 
-def _require(x: torch.Tensor, gain: torch.Tensor | None) -> None:
-    require_float("x", x)
+def _check(x: torch.Tensor, gain: torch.Tensor | None, gain_factor: float) -> None:
+    check_floating("x", x, FLOATS)
+    check_float32("gain_factor", gain_factor)
     if x.ndim == 0:
         raise ValueError("x has no axis: rms_norm takes rows [..., C]")
     if gain is None:
         return
-    require_float("gain", gain)
+    check_floating("gain", gain, FLOATS)
     if gain.shape != x.shape[-1:] or gain.device != x.device:
         raise ValueError(
             f"gain must be [{x.shape[-1]}] on x's device {x.device}, got {list(gain.shape)} on {gain.device}"

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from fp8sim.arguments import check_flag, check_floating
 from fp8sim.derivatives import differentiable_once
 from fp8sim.recipes import Recipe
 from fp8sim.unit_scaling import rules
@@ -57,6 +58,7 @@ class _Activation(torch.autograd.Function):
 def _activation(
     input: torch.Tensor, name: str, mult: float, recipe: str | Recipe, factors: tuple[float, float]
 ) -> torch.Tensor:
+    check_floating("input", input)
     if is_unit_scaled(recipe):
         return apply(_Activation, input, name, mult, *factors)
     return _ACTIVATIONS[name][0](input) if mult == 1.0 else _ACTIVATIONS[name][0](input * mult) / mult
@@ -83,7 +85,9 @@ def gelu(
         [...], in the dtype of the input.
 
     Raises:
-        ValueError: an unknown approximation, recipe or constraint; a multiplier that is not positive.
+        ValueError: an unknown approximation, recipe or constraint; a multiplier that is not positive and finite.
+        TypeError: no tensor of float32, float64, float16 or bfloat16, or an option of another kind.
+        RuntimeError: under a unit-scaled recipe, from autograd: a second derivative, which there is none of.
     """
     if approximate not in ("none", "tanh"):
         raise ValueError(f"approximate={approximate!r}: use 'none' or 'tanh'")
@@ -167,14 +171,17 @@ def silu_glu(
         [...].
 
     Raises:
-        ValueError: operands that differ in shape or dtype, an unknown recipe, a multiplier that is not positive.
+        ValueError, TypeError, RuntimeError: operands that differ in shape or dtype; else as for `gelu`.
     """
+    check_floating("input", input)
+    check_floating("gate", gate)
     if input.shape != gate.shape or input.dtype != gate.dtype:
         raise ValueError(
             f"input and gate must share shape and dtype, got {list(input.shape)} of {input.dtype} and "
             f"{list(gate.shape)} of {gate.dtype}: use .expand_as() and .to()"
         )
-    return apply(_SiluGlu, input, gate, mult, rules.silu_glu(mult) if is_unit_scaled(recipe) else 1.0)
+    factor = rules.silu_glu(mult)
+    return apply(_SiluGlu, input, gate, mult, factor if is_unit_scaled(recipe) else 1.0)
 
 
 class _Dropout(torch.autograd.Function):
@@ -211,6 +218,8 @@ def dropout(
     Raises:
         ValueError: p outside 0 .. 1, or an unknown recipe.
     """
+    check_floating("input", input)
+    check_flag("training", training)
     factor = rules.dropout(p)
     if not is_unit_scaled(recipe):
         return F.dropout(input, p, training)

@@ -10,18 +10,19 @@ from torch.nn import functional as F
 
 from fp8sim import recipes
 from fp8sim.arguments import (
-    FLOATS,
+    FLOATING,
     check_finite,
     check_flag,
     check_floating,
     check_integer,
     check_positive,
     check_probability,
-    check_tensor,
+    names,
 )
 from fp8sim.derivatives import differentiable_once
 from fp8sim.mma.attention import AttentionPlan
 from fp8sim.ops.attention import scaled_dot_product_attention as fused_attention
+from fp8sim.ops.attention_arguments import FLOAT8
 from fp8sim.recipes import Recipe
 from fp8sim.torch_autocast import autocast, without_autocast
 from fp8sim.unit_scaling import rules
@@ -72,10 +73,19 @@ def softmax(
         [...].
 
     Raises:
-        ValueError: an unknown recipe or constraint, a multiplier that is not positive.
+        ValueError: an unknown recipe or constraint, a multiplier that is not positive and finite.
+        TypeError: no tensor of float32, float64, float16 or bfloat16, or an option of another kind.
         IndexError: no such dimension.
+        RuntimeError: under a unit-scaled recipe, from autograd: a second derivative, which there is none of.
     """
+    check_floating("input", input)
+    check_integer("dim", dim)
+    if dtype is not None and dtype not in FLOATING:
+        raise TypeError(f"dtype={dtype!r}: expected {names(FLOATING)}, or None")
     x = input if dtype is None else input.to(dtype)
+    axes = max(1, x.ndim)
+    if not -axes <= dim < axes:
+        raise IndexError(f"dim={dim}: input {list(x.shape)} has {axes} dimensions, -{axes} to {axes - 1}")
     alpha, beta = rules.softmax(x.shape[dim] if x.ndim else 1, mult, constraint)
     if is_unit_scaled(recipe):
         return apply(_Softmax, x, dim, mult, alpha, beta)
@@ -214,7 +224,7 @@ def _check_attention(
     enable_gqa: bool,
 ) -> None:
     for name, x in (("query", query), ("key", key), ("value", value)):
-        check_tensor(name, x)
+        check_floating(name, x, (*FLOATING, *FLOAT8))
     check_flag("is_causal", is_causal)
     check_flag("enable_gqa", enable_gqa)
     shapes = [list(x.shape) for x in (query, key, value)]
@@ -232,7 +242,7 @@ def _check_attention(
 def _check_mask(attn_mask: torch.Tensor, query: torch.Tensor, key: torch.Tensor, is_causal: bool) -> None:
     if is_causal:
         raise ValueError("is_causal=True and an attn_mask: pass one; a causal mask is ones(L, S).tril()")
-    check_floating("attn_mask", attn_mask, (*FLOATS, torch.float64, torch.bool))
+    check_floating("attn_mask", attn_mask, (*FLOATING, torch.bool))
     sizes = list(attn_mask.shape)
     logits = [*query.shape[:-1], key.shape[-2]]
     fits = all(x in (1, y) for x, y in zip(sizes[:-3:-1], logits[:-3:-1], strict=False))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from fp8sim import recipes
+from fp8sim.arguments import check_integer
 from fp8sim.recipes import Recipe
 
 UNIT_SCALED = "unit_scaled"
@@ -42,6 +43,7 @@ def batch_parts(parts: int) -> Iterator[None]:
         ValueError: fewer than one part.
     """
     global _parts
+    check_integer("parts", parts)
     if parts < 1:
         raise ValueError(f"parts={parts}: a number of 1 or more")
     before, _parts = _parts, parts
@@ -55,6 +57,7 @@ def count_tokens(batch_tokens: int | None, here: int) -> int:
     """`batch_tokens`, or for None those `here`, at least 1 so that an empty input has a factor, times `batch_parts`."""
     if batch_tokens is None:
         return max(1, here) * _parts
+    check_integer("batch_tokens", batch_tokens, "a count of 1 or more, or None for the tokens of this call")
     if batch_tokens < 1:
         raise ValueError(f"batch_tokens={batch_tokens}: a count of 1 or more, or None for the tokens of this call")
     return batch_tokens

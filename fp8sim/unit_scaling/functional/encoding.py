@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from fp8sim.arguments import FLOATS, check_floating
 from fp8sim.formats import Format
 from fp8sim.ops import activations, cross_entropy, rms_norm
 from fp8sim.ops.encoded import Encoded
@@ -41,6 +42,7 @@ def gelu_encode(
     Raises:
         TypeError, ValueError: as for `gelu` and `fp8sim.ops.activations.gelu_encode`.
     """
+    check_floating("input", input, FLOATS)
     alpha, beta = rules.gelu(mult, constraint) if is_unit_scaled(recipe) else (1.0, 1.0)
     options: dict[str, Any] = {"approximate": approximate, "mult": mult, "alpha": alpha, "beta": beta}
     return activations.gelu_encode(input, fmt, **options, **cast)
@@ -63,6 +65,7 @@ def silu_glu_encode(
 
     Returns, Raises: as for `gelu_encode`.
     """
+    check_floating("input", input, FLOATS)
     factor = rules.silu_glu(mult) if is_unit_scaled(recipe) else 1.0
     return activations.silu_glu_encode(input, gate, fmt, mult=mult, factor=factor, **cast)
 
@@ -84,6 +87,11 @@ def rms_norm_encode(
 
     Returns, Raises: as for `gelu_encode`; `batch_tokens` < 1.
     """
+    check_floating("input", input, FLOATS)
+    if weight is not None:
+        check_floating("weight", weight, FLOATS)
+        if weight.shape != input.shape[-1:]:
+            raise ValueError(f"weight has shape {list(weight.shape)}: expected {list(input.shape[-1:])}, input's last")
     unit_scaled = weight is not None and is_unit_scaled(recipe)
     factor = rules.norm_weight(count_tokens(batch_tokens, count_rows(input))) if unit_scaled else 1.0
     return rms_norm.rms_norm_encode(input, weight, fmt, eps=eps, gain_factor=factor, **cast)
@@ -113,6 +121,9 @@ def fused_cross_entropy(
         TypeError, ValueError, RuntimeError: as for `fp8sim.ops.cross_entropy.cross_entropy`; fewer than two classes
             under a unit-scaled recipe.
     """
+    check_floating("input", input, FLOATS)
+    if input.ndim == 0:
+        raise ValueError("input has no dimension: fused_cross_entropy takes logits [..., V]")
     beta = rules.cross_entropy(input.shape[-1], label_smoothing) if is_unit_scaled(recipe) else None
     options |= {"label_smoothing": label_smoothing, "in_place": in_place, "beta": beta}
     return cross_entropy.cross_entropy(input, target, weight, **options)

@@ -9,12 +9,14 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
+from fp8sim.arguments import FLOATING, check_finite, check_floating, check_integer, check_number, check_positive
 from fp8sim.recipes import Recipe
 from fp8sim.simulate.scale import scale_bwd, scale_fwd
 from fp8sim.unit_scaling import rules
 from fp8sim.unit_scaling.functional.common import UNIT_SCALED, is_unit_scaled
 
 _REDUCTIONS = ("mean", "sum", "none")
+_CLASSES = (torch.int64, torch.int32, torch.uint8)
 
 
 def cross_entropy(
@@ -36,7 +38,8 @@ def cross_entropy(
 
     Args:
         input: logits [V], [B, V] or [B, V, ...].
-        target: classes in 0 .. V - 1, [], [B] or [B, ...]; or probabilities, of the shape of the logits.
+        target: classes in 0 .. V - 1, [], [B] or [B, ...], int64, int32 or uint8; or probabilities, of the shape of the
+            logits.
         weight: [V], of classes, about one on average; or None.
         ignore_index: the class of rows that do not count.
         reduction: "mean" over the rows that count (weighted, if there are weights), "sum" or "none".
@@ -51,12 +54,19 @@ def cross_entropy(
 
     Raises:
         ValueError: shapes that do not fit, fewer than two classes, an unknown reduction, smoothing outside 0 .. 1, a
-            multiplier that is not positive.
+            multiplier that is not positive and finite.
+        TypeError: operands of another dtype, or none; an option of another kind.
+        IndexError: on a CPU, from torch, a class outside 0 .. V - 1.
     """
     by_class = _check_target(input, target)
+    _check_weight(weight, input)
     _check_reduction(reduction)
-    if not mult > 0:
-        raise ValueError(f"mult={mult}: a multiplier is positive")
+    check_integer("ignore_index", ignore_index)
+    check_number("label_smoothing", label_smoothing)
+    check_positive("mult", mult)
+    check_finite("z_loss", z_loss)
+    if by_class and target.dtype == torch.int32:
+        target = target.long()
     classes = input.shape[_class_dim(input)]
     unit_scaled = is_unit_scaled(recipe)
     beta = rules.cross_entropy(classes, label_smoothing) if unit_scaled else 1.0
@@ -97,7 +107,10 @@ def mse_loss(
 
     Raises:
         ValueError: shapes that differ, an unknown reduction or recipe.
+        TypeError: no tensors, or of another dtype.
     """
+    check_floating("input", input)
+    check_floating("target", target)
     if input.shape != target.shape:
         raise ValueError(
             f"input and target must share a shape, got {list(input.shape)} and {list(target.shape)}: use .expand_as()"
@@ -137,7 +150,9 @@ def _row_weights(
 
 
 def _check_target(input: torch.Tensor, target: torch.Tensor) -> bool:
-    """Whether the target holds classes, not probabilities. ValueError unless its shape fits the logits."""
+    """Whether the target holds classes, not probabilities. Errors unless its dtype and shape fit the logits."""
+    check_floating("input", input)
+    check_floating("target", target, (*_CLASSES, *FLOATING))
     if input.ndim == 0:
         raise ValueError("input has no dimension: cross_entropy takes logits [V], [B, V] or [B, V, ...]")
     classes_dropped = (*input.shape[: _class_dim(input)], *input.shape[_class_dim(input) + 1 :])
@@ -149,6 +164,15 @@ def _check_target(input: torch.Tensor, target: torch.Tensor) -> bool:
             f".movedim(-1, 1), or flatten the others"
         )
     return by_class
+
+
+def _check_weight(weight: torch.Tensor | None, input: torch.Tensor) -> None:
+    if weight is None:
+        return
+    check_floating("weight", weight)
+    classes = input.shape[_class_dim(input)]
+    if weight.shape != (classes,):
+        raise ValueError(f"weight has shape {list(weight.shape)}: expected [{classes}], one for each class")
 
 
 def _check_reduction(reduction: str) -> None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
+from fp8sim.arguments import check_floating, check_integer
 from fp8sim.ops import matmul as ops
+from fp8sim.ops.matmul import check_weights
 from fp8sim.recipes import Recipe
 from fp8sim.simulate.scale import scale_bwd
 from fp8sim.unit_scaling import rules
@@ -75,6 +77,7 @@ def linear(
     Raises:
         ValueError: shapes that do not fit, an unknown recipe or constraint, `batch_tokens` < 1.
     """
+    check_weights(input, weight, bias)
     factors = _no_factors()
     if is_unit_scaled(recipe):
         tokens = count_tokens(batch_tokens, count_rows(input))
@@ -95,6 +98,7 @@ def linear_readout(
 
     Arguments, result and errors as for `linear`.
     """
+    check_weights(input, weight, bias)
     factors = _no_factors()
     if is_unit_scaled(recipe):
         factors = rules.readout(weight.shape[-1], weight.shape[0], count_tokens(batch_tokens, count_rows(input)))
@@ -159,6 +163,7 @@ def conv1d(
     Raises:
         ValueError: shapes or options that do not fit, an unknown recipe or constraint, `batch_tokens` < 1.
     """
+    _check_convolution(input, weight, bias, groups)
     if input.ndim == 2:
         batch = input[None]
         whole = conv1d(
@@ -176,7 +181,6 @@ def conv1d(
         )
         return whole[0]
     step, reach = _single("stride", stride), _single("dilation", dilation)
-    _check_convolution(input, weight, groups)
     windows = _windows(input, weight.shape[2], step, padding, reach)
     sequences, _, positions, _ = windows.shape
     outputs, fan_in = weight.shape[0], weight.shape[1] * weight.shape[2]
@@ -223,16 +227,25 @@ def _windows(
 
 def _single(argument: str, value: int | tuple[int], least: int = 1) -> int:
     """The number in torch's `1` or `(1,)`."""
-    number = value if isinstance(value, int) else value[0]
+    number: int = value[0] if isinstance(value, (tuple, list)) and len(value) == 1 else value
+    check_integer(argument, number)
     if number < least:
         raise ValueError(f"{argument}={value}: a number of {least} or more")
     return number
 
 
-def _check_convolution(input: torch.Tensor, weight: torch.Tensor, groups: int) -> None:
-    fits = input.ndim == 3 and weight.ndim == 3 and groups >= 1
-    if not fits or input.shape[1] != weight.shape[1] * groups or weight.shape[0] % groups:
+def _check_convolution(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, groups: int) -> None:
+    check_floating("input", input)
+    check_floating("weight", weight)
+    check_integer("groups", groups)
+    fits = input.ndim in (2, 3) and weight.ndim == 3 and groups >= 1
+    if not fits or input.shape[-2] != weight.shape[1] * groups or weight.shape[0] % groups or 0 in weight.shape:
         raise ValueError(
             f"conv1d takes input [B, I, L] or [I, L] and weight [O, I / groups, K], O and I divisible by groups, got "
             f"input {list(input.shape)}, weight {list(weight.shape)} and groups={groups}"
         )
+    if bias is None:
+        return
+    check_floating("bias", bias)
+    if bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias has shape {list(bias.shape)}: expected [O] = [{weight.shape[0]}], the rows of weight")

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from fp8sim.arguments import check_broadcast, check_floating, check_number
 from fp8sim.derivatives import differentiable_once
 from fp8sim.recipes import Recipe
 from fp8sim.unit_scaling import rules
@@ -62,9 +63,12 @@ def add(
     if not isinstance(input, torch.Tensor) or not isinstance(other, torch.Tensor):
         if not isinstance(input, torch.Tensor) and not isinstance(other, torch.Tensor):
             raise ValueError(f"add takes at least one tensor, got input={input!r} and other={other!r}")
-        return torch.as_tensor(input + other)
+        tensor, number = (input, other) if isinstance(input, torch.Tensor) else (other, input)
+        check_number("input" if tensor is other else "other", number)
+        return torch.as_tensor(tensor + number)
     if not is_unit_scaled(recipe):
         return input + other
+    check_broadcast(input=input, other=other)
     total = torch.broadcast_shapes(input.shape, other.shape).numel()
     repeats = [max(1, total // max(1, x.numel())) for x in (input, other)]
     if batch_tokens is not None:
@@ -131,6 +135,7 @@ def residual_split(
     Raises:
         ValueError: an unknown recipe or convention, a tau that the convention does not allow.
     """
+    check_floating("input", input)
     if not is_unit_scaled(recipe):
         return input, input
     scales = rules.residual(tau, convention)
@@ -158,6 +163,8 @@ def residual_add(
     Raises:
         ValueError: shapes that differ; else as for `residual_split`.
     """
+    check_floating("branch", branch)
+    check_floating("skip", skip)
     if branch.shape != skip.shape:
         raise ValueError(
             f"branch and skip must share a shape, got {list(branch.shape)} and {list(skip.shape)}: a branch returns "

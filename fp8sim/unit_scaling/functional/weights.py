@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from math import prod
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from fp8sim.arguments import check_floating, check_integer, check_number
 from fp8sim.derivatives import differentiable_once
 from fp8sim.recipes import Recipe
 from fp8sim.simulate.scale import scale_bwd
@@ -43,8 +45,17 @@ def embedding(
         [..., W].
 
     Raises:
-        ValueError: an unknown recipe, `max_norm` or `scale_grad_by_freq` under a unit-scaled one, `batch_tokens` < 1.
+        ValueError: an unknown recipe, `max_norm` or `scale_grad_by_freq` under a unit-scaled one, `batch_tokens` < 1, a
+            weight that is no matrix.
+        TypeError: tensors of another dtype, or none; an option of another kind.
+        IndexError: on a CPU, from torch, an index outside 0 .. V - 1.
     """
+    check_floating("input", input, (torch.int64, torch.int32))
+    check_floating("weight", weight)
+    if weight.ndim != 2:
+        raise ValueError(f"weight has shape {list(weight.shape)}: expected [V, W]")
+    if padding_idx is not None:
+        check_integer("padding_idx", padding_idx)
     if is_unit_scaled(recipe):
         if max_norm is not None or scale_grad_by_freq:
             raise ValueError(
@@ -79,10 +90,14 @@ def layer_norm(
         [..., *normalized_shape].
 
     Raises:
-        ValueError: an unknown recipe, `batch_tokens` < 1.
+        ValueError: shapes that do not fit, an eps that is negative or not finite, an unknown recipe, `batch_tokens`
+            below 1.
+        TypeError: tensors of another dtype, or none; an option of another kind.
     """
-    weight, bias = (_gain(p, input, normalized_shape, recipe, batch_tokens) for p in (weight, bias))
-    return F.layer_norm(input, list(normalized_shape), weight, bias, eps)
+    shape = _check_norm(input, normalized_shape, weight=weight, bias=bias)
+    _check_eps(eps)
+    weight, bias = (_gain(p, input, shape, recipe, batch_tokens) for p in (weight, bias))
+    return F.layer_norm(input, list(shape), weight, bias, eps)
 
 
 def rms_norm(
@@ -99,8 +114,10 @@ def rms_norm(
     Arguments, result and errors as for `layer_norm`, except eps: it is added to the mean square, and None is torch's
     default, the distance from 1 to the dtype's next number.
     """
-    weight = _gain(weight, input, normalized_shape, recipe, batch_tokens)
-    shape = tuple(normalized_shape)
+    shape = _check_norm(input, normalized_shape, weight=weight)
+    if eps is not None:
+        _check_eps(eps)
+    weight = _gain(weight, input, shape, recipe, batch_tokens)
     if eps is None or not _are_wide(input, weight, shape):
         return F.rms_norm(input, list(shape), weight, eps)
     normal = apply(_RmsNorm, input, len(shape), eps)
@@ -108,10 +125,10 @@ def rms_norm(
 
 
 def _are_wide(input: torch.Tensor, weight: torch.Tensor | None, shape: tuple[int, ...]) -> bool:
-    """Whether input [..., *shape] and weight [*shape] fit, and are of one dtype in which norms are computed."""
-    if not shape or input.shape[-len(shape) :] != shape or input.dtype not in (torch.float32, torch.float64):
+    """Whether input [..., *shape] and weight [*shape] are of one dtype in which norms are computed."""
+    if not shape or input.dtype not in (torch.float32, torch.float64):
         return False
-    return weight is None or (weight.shape == shape and weight.dtype == input.dtype)
+    return weight is None or weight.dtype == input.dtype
 
 
 class _RmsNorm(torch.autograd.Function):
@@ -135,6 +152,33 @@ class _RmsNorm(torch.autograd.Function):
         x, inverse = ctx.saved_tensors
         along = (grad * x).sum(ctx.axes, keepdim=True) * inverse.square() / -ctx.count
         return torch.addcmul(grad, x, along).mul_(inverse), None, None
+
+
+def _check_norm(
+    input: torch.Tensor, normalized_shape: Sequence[int], **parameters: torch.Tensor | None
+) -> tuple[int, ...]:
+    """The normalized shape. TypeError or ValueError unless it ends the input's shape and is that of the parameters."""
+    check_floating("input", input)
+    if not isinstance(normalized_shape, Sequence) or not normalized_shape:
+        raise TypeError(f"normalized_shape={normalized_shape!r}: expected the sizes of one dimension or more, as (64,)")
+    for size in normalized_shape:
+        check_integer("normalized_shape", size)
+    shape = tuple(normalized_shape)
+    if input.shape[-len(shape) :] != shape:
+        raise ValueError(f"normalized_shape={list(shape)}: expected the last sizes of input {list(input.shape)}")
+    for name, parameter in parameters.items():
+        if parameter is None:
+            continue
+        check_floating(name, parameter)
+        if parameter.shape != shape:
+            raise ValueError(f"{name} has shape {list(parameter.shape)}: expected normalized_shape, {list(shape)}")
+    return shape
+
+
+def _check_eps(eps: float) -> None:
+    check_number("eps", eps)
+    if not 0 <= eps < math.inf:
+        raise ValueError(f"eps={eps}: expected a finite number, 0 or more")
 
 
 def _gain(
