@@ -132,13 +132,17 @@ RANDOM_OUTPUTS = 10_000_000
 
 
 def _probes() -> Iterator[Part]:
-    """What each instruction and torch's GEMM compute, with golden vectors; then random bits beside the simulator."""
-    probe = ("-m", "fp8sim.cli", "probe")
-    golden = (*probe, "--out", "{out}/results", "--golden", "{out}/golden")
-    random = (*probe, "--out", "{out}/random", "--gemm-k", "", "--random")
-    rehearsal = ("--stand-in", "sm90", "--instruction", "sm90.wgmma.e4m3")
-    yield Part("probe", "probe-golden", golden, (*golden, *rehearsal, "--gemm-k", "128"), needs_cuda=True)
-    yield Part("probe", "probe-random", (*random, str(RANDOM_OUTPUTS)), (*random, "1000", *rehearsal), needs_cuda=True)
+    """What instructions compute, with golden vectors; random bits beside the simulator; GEMMs; conversions."""
+    probe, stand_in = ("-m", "fp8sim.cli", "probe", "--only"), ("--stand-in", "sm90")
+    golden = (*probe, "instructions", "--out", "{out}/results", "--golden", "{out}/golden")
+    random = (*probe, "instructions", "--out", "{out}/random", "--random")
+    few = (*stand_in, "--instruction", "sm90.wgmma.e4m3")
+    yield Part("probe", "probe-golden", golden, (*golden, *few), needs_cuda=True)
+    yield Part("probe", "probe-random", (*random, str(RANDOM_OUTPUTS)), (*random, "1000", *few), needs_cuda=True)
+    gemms = (*probe, "gemms", "--out", "{out}/results/gemms")
+    yield Part("probe", "probe-gemms", gemms, (*gemms, *stand_in, "--gemm-k", "128"))
+    conversions = (*probe, "conversions", "--out", "{out}/results/conversions")
+    yield Part("probe", "probe-conversions", conversions, (*conversions, *stand_in))
 
 
 def _suite(suite: str) -> Part:

@@ -214,6 +214,15 @@ def test_a_missing_tail_is_located():
     assert explanation.closest.pattern == "everything"
 
 
+def test_a_missing_tail_of_tf32_registers_is_located():
+    """A tf32 operand is a register of 32 bits, the low ones of which mean nothing."""
+    a, b = (np.random.default_rng(seed).standard_normal((16, 64)).astype(np.float32) for seed in (0, 1))
+    tf32 = {"a_format": "tf32", "b_format": "tf32"}
+    out = fp8sim.matmul(a[:, :48], b[:, :48].T, plan="sm90.wgmma", **tf32)
+    (fault,) = fp8sim.explain(out, a, b.T, hypotheses=["sm90.wgmma"], **tf32).closest.faults
+    assert (fault.kind, fault.exact, fault.details["k"]) == ("missing_tail", True, [48, 64])
+
+
 def test_a_wrong_factor_of_one_block_is_located():
     given = {"a_scale_inv": factors(48, 2), "b_scale_inv": factors(2, 40)}
     wrong = {name: x.copy() for name, x in given.items()}

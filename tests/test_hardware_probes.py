@@ -1,5 +1,7 @@
 """What a GPU's tensor cores compute, single instructions on raw bits."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -38,6 +40,33 @@ def test_random_bits_on_the_device(instruments, tmp_path):
     for name, instrument in instruments.items():
         outputs = 1 << (16 if instrument.takes.accumulator == "float64" else 20)
         assert stream(instrument, mma.parse(name), outputs, folder=tmp_path).differing == 0, name
+
+
+def rows_here(module):
+    """Rows of `products` or `converters` that can be asked of this device."""
+    from fp8sim.analysis.probing import calls, device
+
+    found = module.rows(device.architecture(device.capability()))
+    return [row for row in found if calls.unavailable(row.needs) is None]
+
+
+@pytest.mark.parametrize("probe", ["P10", "P12", "P13"])
+def test_gemms_follow_their_plans(probe):
+    """Where one is predicted; `fp8sim probe --only gemms` tells those of torch, too."""
+    from fp8sim.analysis.probing import gemms, products
+
+    asked = [row.subject for row in rows_here(products) if row.subject.probe == probe and row.subject.predicted]
+    found = [gemms.order_of(subject, 1024) for subject in asked]
+    assert [order.surprise for order in found if order.surprise] == []
+
+
+def test_conversions_follow_their_rules():
+    """On 10^7 patterns; `fp8sim probe --only conversions` compares all 2^32."""
+    from fp8sim.analysis.probing import conversions, converters
+
+    asked = [dataclasses.replace(row.converter, every=False) for row in rows_here(converters)]
+    found = [conversions.examine(converter) for converter in asked if converter.predicted is not None]
+    assert [conversion.surprise for conversion in found if conversion.surprise] == []
 
 
 def test_memory_of_the_host_is_refused_by_a_probe(cuda):

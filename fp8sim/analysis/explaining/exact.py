@@ -92,9 +92,16 @@ def all_factors(x: Operand, model: MmaModel) -> tuple[Doubles, int]:
     return scales * _factors(x), model.scale_block
 
 
+def numbers_in(x: Operand) -> Doubles:
+    """What the operand's codes [R, K] stand for; of tf32 registers the low bits are ignored."""
+    codes = x.codes >> np.uint32(32 - formats.parse("tf32").bits) if x.format == "tf32" else x.codes
+    found: Doubles = numbers_of(codes, x.format)
+    return found
+
+
 def _inside(x: Operand, model: MmaModel) -> Doubles:
     """The operand [R, K] as the instruction multiplies it: with the factors that it takes."""
-    found: Doubles = numbers_of(x.codes, x.format)
+    found = numbers_in(x)
     if x.scales is not None and model.scale_format is not None and model.scale_block is not None:
         scales = casting.decode(x.scales, model.scale_format, dtype="float64")
         found = found * np.repeat(scales, model.scale_block, axis=1)[:, : x.codes.shape[1]]

@@ -112,7 +112,7 @@ def _readings(x: Operand, model: MmaModel) -> Iterator[tuple[str, Doubles]]:
     for fmt in _TAKEN_FOR.get(x.format, ()):
         yield f"codes read as {fmt}, not as {x.format}", numbers_of(x.codes, fmt) * spread(factors)
     if (factors != 1.0).any():
-        numbers = numbers_of(x.codes, x.format)
+        numbers = exact.numbers_in(x)
         yield from ((f"factors {what}", numbers * spread(wrong)) for what, wrong in _of_factors(factors))
 
 

@@ -65,7 +65,8 @@ class Rule:
 
     def _encoded(self, numbers: Array, target: str) -> Array:
         if target == "tf32":
-            found = casting.encode(numbers, target, rounding=self.rounding, overflow=self.overflow) << np.uint32(13)
+            found = casting.encode(numbers, target, rounding=self.rounding, overflow=self.overflow)
+            found <<= np.uint32(32 - formats.parse(target).bits)
             return np.where(found == 1 << 31, np.uint32(0), found)
         sign = 1 << (width(target) - 1)
         nan = (sign - 1, sign - 1 | (sign if self.signed_nan else 0))
@@ -190,7 +191,7 @@ def chunks(converter: Converter) -> Iterator[Array]:
     # A product of 1 and an infinity or NaN says nothing of how its operands are rounded.
     yield patterns[np.isfinite(patterns.view(np.float32))] if converter.target == "tf32" else patterns
     for start in range(0, 1 << 32, _CHUNK) if converter.every else ():
-        yield np.arange(start, start + _CHUNK, dtype=np.uint64).astype(np.uint32)
+        yield np.arange(_CHUNK, dtype=np.uint32) + np.uint32(start)
 
 
 def total_chunks(converter: Converter) -> int:

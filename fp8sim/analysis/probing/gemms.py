@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fp8sim import casting
+from fp8sim import casting, formats
 from fp8sim.analysis.explaining import Explanation, Hypothesis, explain
 from fp8sim.analysis.probing.operands import Array, Random, encoded
 from fp8sim.mma import MODELS
@@ -161,7 +161,7 @@ def _ones(subject: Subject, k: int) -> list[Array]:
 def plans_of(subject: Subject, k: int) -> Explanation:
     """`explain` of a product of random numbers: the predicted plan, and unless it gives every bit, all that may be."""
     rng = np.random.default_rng([subject.size, k])
-    a, b = (encoded(x, subject.fmt) for x in _random(rng, subject, k))
+    a, b = (_codes(x, subject.fmt) for x in _random(rng, subject, k))
     factors = [(x * rng.uniform(0.3, 1.3, x.shape)).astype(np.float32) for x in _ones(subject, k)]
     actual = subject.gemm(a, b, *factors)
     of_a, of_b = (factors[0], np.ascontiguousarray(factors[1].T)) if factors else (None, None)
@@ -203,6 +203,13 @@ def _random(rng: Random, subject: Subject, k: int) -> list[Array]:
     b[:, second] = -b[:, first]
     a[:, order[k // 2 * 2 :]] = 0
     return [a, b]
+
+
+def _codes(x: Array, fmt: str) -> Array:
+    """Codes that mean the same whatever becomes of tf32's low bits."""
+    codes = encoded(x, fmt)
+    low = np.uint32((1 << (32 - formats.parse("tf32").bits)) - 1)
+    return codes & ~low if fmt == "tf32" else codes
 
 
 def possible_plans(subject: Subject, k: int) -> Iterator[GemmPlan]:
