@@ -39,7 +39,7 @@ def test_attention_has_the_bits_of_its_plan(dtype, width, mask):
     kernels = pytest.importorskip("fp8sim.triton_kernels.attention")
     q, k, v = attention_of_integers(1000, 1100, width, ATTENTION_DTYPES[dtype])
     capability = torch.cuda.get_device_capability()
-    for config in kernels.configs(q.element_size(), capability, width):
+    for config in kernels.configs(kernels.Kind(q.element_size(), capability, width)):
         plan = dataclasses.replace(kernels.plan_of((q.dtype,) * 3, capability, width), block=config.block_n)
         options = {"plan": plan, "scale": math.log(2), "value_scale_inv": 0.3, **mask}
         sent = (x.cuda() for x in (q, k, v))

@@ -4,6 +4,7 @@ The interpreter cannot see what decides speed, and one fault of correctness: Tri
 instructions if the accumulation is asked for in the wrong way.
 """
 
+import itertools
 import json
 import re
 import subprocess
@@ -37,11 +38,14 @@ REGISTERS = {
     "sm_80 matmul e4m3 x e4m3, blocks": 255,
     "sm_80 quantize mxfp8": 40,
     "sm_90 amax": 29,
-    "sm_90 attention bfloat16 128": 190,
-    "sm_90 attention bfloat16 256": 204,
-    "sm_90 attention e4m3 128": 174,
-    "sm_90 attention e4m3 128, causal": 254,
-    "sm_90 attention e4m3 256": 204,
+    "sm_90 attention bfloat16 64": 157,
+    "sm_90 attention bfloat16 128": 188,
+    "sm_90 attention bfloat16 128, causal": 218,
+    "sm_90 attention bfloat16 256": 205,
+    "sm_90 attention e4m3 64": 194,
+    "sm_90 attention e4m3 128": 227,
+    "sm_90 attention e4m3 128, causal": 255,
+    "sm_90 attention e4m3 256": 223,
     "sm_90 attention backward over keys bfloat16 128": 185,
     "sm_90 attention backward over keys e4m3 128": 189,
     "sm_90 attention backward over queries bfloat16 128": 255,
@@ -76,6 +80,7 @@ REGISTERS = {
     "sm_90 matmul e5m2 x e4m3": 166,
     "sm_90 quantize fp8_128x128": 93,
     "sm_90 quantize nvfp4_te": 58,
+    "sm_90 values transposed e4m3": 32,
 }
 """Registers per thread at most, as of Triton 3.6.0. These kernels are compiled in every test run."""
 
@@ -189,6 +194,10 @@ def check_machine_code(name, report):
     elif kernel.startswith("attention"):
         expected = ATTENTION.get((architecture, kernel.split()[1].rstrip(",")), r"HMMA\.16816\.F32")
         check_tensor_cores(architecture, expected, report["opcodes"])
+        if architecture == "sm_90":
+            check_softmax(kernel, report["loops"])
+    elif kernel.startswith("values"):
+        check_memory(report["opcodes"])
     elif kernel.startswith("hardware"):
         check_conversion(report["opcodes"])
     elif not kernel.startswith("matmul"):
@@ -205,6 +214,40 @@ def check_tensor_cores(architecture, expected, opcodes):
     assert products, f"no {expected} among {sorted(opcodes)}"
     assert all(re.fullmatch(expected, opcode) for opcode in products), f"{products}, expected {expected}"
     assert any(re.fullmatch(LOADS[architecture], opcode) for opcode in opcodes), f"no load {LOADS[architecture]}"
+
+
+def check_softmax(kernel, loops):
+    """Of each loop over keys: one wait for products, unless values pass through registers; exponentials by one
+    instruction; FP8 probabilities by the hardware's conversion, and between threads only what a row's maximum and sum
+    take. Most exponentials come while a product is under way, if blocks overlap."""
+    is_fp8 = kernel.startswith(("attention e4m3", "attention e5m2"))
+    default = not re.search(r"\dx\d|packed", kernel)
+    overlaps = default or "overlapping" in kernel
+    assert loops
+    for body in loops:
+        counts = count_families(Counter(body))
+        waits = sum(opcode.startswith("WARPGROUP.DEPBAR") for opcode in body)
+        moves = "packed" in kernel or (is_fp8 and not (overlaps or "transposed" in kernel))
+        assert 1 <= waits <= 1 + moves, f"{waits} waits for products"
+        exponentials = body.count("MUFU.EX2")
+        assert counts["MUFU"] == exponentials
+        assert counts["FFMA"] <= exponentials + 4, "more than a factor each"
+        if overlaps or "transposed" in kernel:
+            assert counts["SHFL"] <= 8, f"{counts['SHFL']} exchanges between threads"
+            assert counts["STS"] == 0, "probabilities or values pass through shared memory"
+        if is_fp8:
+            assert any(opcode.startswith("F2FP.SATFINITE") for opcode in body)
+        share = under_way(body) / exponentials
+        assert share >= 2 / 3 if overlaps else share == 0, f"{share:.0%} of the exponentials overlap a product"
+
+
+def under_way(body):
+    """How many exponentials of a loop come after a product was started and before it is waited for."""
+    flies, found = False, 0
+    for turn, opcode in itertools.product(range(2), body):
+        flies = (flies or opcode.split(".")[0].endswith("GMMA")) and not opcode.startswith("WARPGROUP.DEPBAR")
+        found += turn == 1 and flies and opcode == "MUFU.EX2"
+    return found
 
 
 def check_backward(architecture, kernel, opcodes):

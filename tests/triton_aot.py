@@ -33,6 +33,8 @@ from fp8sim.triton_kernels import (
     activations,
     attention,
     attention_backward,
+    attention_configs,
+    attention_values,
     cast,
     cross_entropy,
     encode_scaled,
@@ -106,6 +108,8 @@ def define_cases() -> None:
         define_matmuls(capability, a, b)
     for capability, dtype in itertools.product((80, 90), (e4m3, e5m2, bf16, fp16)):
         define_attentions(capability, dtype)
+    values = torch.zeros(1, 8, 4096, 128, dtype=e4m3)
+    CASES["sm_90 values transposed e4m3"] = 90, partial(attention_values.transposed_values, values)
     for capability, dtype, width in itertools.product((80, 90), (bf16, fp16, e4m3), (64, 128, 256)):
         define_backwards(capability, dtype, width)
     CASES["sm_90 matmul e4m3 x e4m3, exact"] = 90, lambda: exact_product_kernel[(1,)](x16.view(e4m3), x32)
@@ -270,10 +274,12 @@ def define_attentions(capability: int, dtype: torch.dtype) -> None:
         cases[f" {width}"] = partial(attend, width, dtype)
         if dtype in (torch.float8_e5m2, torch.float16):
             continue
-        for config in attention.configs(dtype.itemsize, divmod(capability, 10), width):
-            what = ", transposed" if config.transposes else ""
-            tile = f"{config.block_m}x{config.block_n}{what}"
-            cases[f" {width}, {tile}"] = partial(attend, width, dtype, config=config, is_causal=True)
+        kind = attention_configs.Kind(dtype.itemsize, divmod(capability, 10), width)
+        for config in attention_configs.configs(kind):
+            what = f"{', transposed' * config.transposes}{', overlapping' * config.overlaps}"
+            tile = f"{config.block_m}x{config.block_n} w{config.num_warps} s{config.num_stages}{what}"
+            cases[f" {width}, {tile}"] = partial(attend, width, dtype, config=config)
+            cases[f" {width}, {tile}, causal"] = partial(attend, width, dtype, config=config, is_causal=True)
     cases[" 128, causal"] = partial(attend, 128, dtype, is_causal=True)
     cases[" 128, window"] = partial(attend, 128, dtype, window=4096, lower_right=True)
     cases[" 128, packed"] = partial(attend, 128, dtype, is_causal=True, packed=True)
@@ -401,15 +407,33 @@ def report(kernel: Any) -> dict[str, Any]:
         file.flush()
         code = run_tool(tools / "nvdisasm", "-c", file.name)
         usage = run_tool(tools / "cuobjdump", "-res-usage", file.name)
-    opcodes = re.findall(r"^\s*/\*\w+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", code, re.MULTILINE)
+    opcodes = OPCODE.findall(code)
     [registers], [stack] = re.findall(r"REG:(\d+)", usage), re.findall(r"STACK:(\d+)", usage)
     return {
         "opcodes": Counter(opcodes),
+        "loops": list(loops_of_products(code)),
         "registers": int(registers),
         "stack": int(stack),
         "shared": kernel.metadata.shared,
         "ptx": kernel.asm["ptx"],
     }
+
+
+OPCODE = re.compile(r"^\s*/\*\w+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", re.MULTILINE)
+LABEL = re.compile(r"^(\.L\w+):", re.MULTILINE)
+BRANCH = re.compile(r"^\s*/\*\w+\*/\s+(?:@!?U?P\w+\s+)?BRA.*?`\((\.L\w+)\)", re.MULTILINE)
+
+
+def loops_of_products(code: str) -> Iterator[list[str]]:
+    """The opcodes, in order, of each loop that has instructions of a tensor core; there are no loops in loops.
+
+    A branch backwards over the end of the program is one from cold code, which ptxas puts there.
+    """
+    labels = {found[1]: found.start() for found in LABEL.finditer(code)}
+    for branch in BRANCH.finditer(code):
+        body = OPCODE.findall(code[labels[branch[1]] : branch.end()])
+        if "EXIT" not in body and any(opcode.split(".")[0].endswith("MMA") for opcode in body):
+            yield body
 
 
 def which_launch(name: str) -> int:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -27,9 +28,11 @@ from fp8sim.mma.attention import AttentionPlan, Denominator, base2_scale, defaul
 from fp8sim.mma.attention import parse as parse_plan
 from fp8sim.mma.plans import GemmPlan
 from fp8sim.rounding import Conversion, Overflow, Rounding, resolve
-from fp8sim.triton_kernels import interpreter
+from fp8sim.triton_kernels import interpreter, tuning
 from fp8sim.triton_kernels import matmul as products
+from fp8sim.triton_kernels.attention_configs import Config, Kind, checked, configs, offered
 from fp8sim.triton_kernels.attention_kernel import attention_kernel
+from fp8sim.triton_kernels.attention_values import transposed_values
 from fp8sim.triton_kernels.launching import require_device
 from fp8sim.triton_kernels.matmul import HOPPER, Capability
 
@@ -49,69 +52,8 @@ LARGEST_HEAD = 256
 """Features of a head at most."""
 
 
-@dataclass(frozen=True)
-class Config:
-    """How a launch is cut up: queries of a program, keys of a step (the plan's block), warps, and steps loaded ahead.
-
-    `descriptors`: load through tensor descriptors, which need compute capability 9.0. `transposes`: have FP8 values
-    transposed in memory first, because Hopper multiplies FP8 with the keys contiguous in both operands; otherwise every
-    program transposes the tiles that it loads.
-    """
-
-    block_m: int
-    block_n: int
-    num_warps: int = 8
-    num_stages: int = 2
-    descriptors: bool = False
-    transposes: bool = False
-
-
-def configs(element_size: int, capability: Capability, width: int) -> list[Config]:
-    """The configurations worth a try, the one for most shapes first; each fits on the chip and spills nothing.
-
-    Args:
-        element_size: bytes of an operand's element.
-        capability: of the device.
-        width: features of a head, the larger of those of keys and values.
-    """
-    block = max(64, triton.next_power_of_2(width))
-    if capability >= HOPPER:
-        return [dataclasses.replace(config, descriptors=True) for config in _HOPPER_CONFIGS[element_size, block]]
-    return _AMPERE_CONFIGS[block]
-
-
-_HOPPER_CONFIGS = {
-    (2, 64): [Config(128, 128, num_stages=3), Config(64, 128, 4, 3), Config(128, 64, num_stages=3)],
-    (2, 128): [Config(128, 128), Config(64, 128, 4), Config(128, 64, num_stages=3)],
-    (2, 256): [Config(128, 64), Config(128, 32, num_stages=3)],
-    (1, 64): [
-        Config(128, 128, num_stages=3, transposes=True),
-        Config(128, 128, num_stages=3),
-        Config(64, 128, 4, 3),
-        Config(64, 64, 4, 3),
-    ],
-    (1, 128): [
-        Config(128, 128, num_stages=3, transposes=True),
-        Config(128, 128, num_stages=3),
-        Config(64, 128, 4, 3),
-        Config(64, 64, 4, 3),
-    ],
-    (1, 256): [Config(128, 64, transposes=True), Config(128, 64), Config(128, 128)],
-}
-"""By the operands' element size and the padded width of a head."""
-
-_AMPERE_CONFIGS = {
-    64: [Config(128, 64), Config(64, 64, 4)],
-    128: [Config(128, 32, num_stages=3), Config(64, 32, 4, 3)],
-    256: [Config(64, 32)],
-}
-"""By the padded width of a head: FP8 is widened before it is loaded."""
-
 _INTERPRETED_QUERIES = 256
 """Few, large programs: the interpreter takes milliseconds for each whatever its size."""
-
-_FEW_QUERIES = 512
-"""Below, transposing values in memory costs more than transposing tiles of them in every program."""
 
 
 def plan_of(
@@ -133,9 +75,10 @@ def plan_of(
             message says what it follows.
     """
     added = [products.plan_of(dtype, capability) for dtype in (dtypes[0], dtypes[2])]
-    blocks = sorted({config.block_n for config in configs(dtypes[2].itemsize, capability, width)})
+    choices = configs(Kind(dtypes[2].itemsize, capability, width))
+    blocks = sorted({config.block_n for config in choices})
     formats = _p_formats(dtypes[2])
-    default = _default_plan(dtypes[2], configs(dtypes[2].itemsize, capability, width)[0].block_n, added)
+    default = _default_plan(dtypes[2], choices[0].block_n, added)
     if plan is None:
         return default
     wanted = parse_plan(plan)
@@ -211,8 +154,7 @@ def attention(
     Args:
         query: [B, H, L, D], float8_e4m3fn, float8_e5m2, float16 or bfloat16, any strides, D up to 256, on a CUDA device
             or, in the interpreter, on the CPU. An operand whose features are not contiguous, or whose rows do not start
-            at multiples of 16 bytes, is copied first, and so are FP8 values whose keys are not contiguous where the
-            configuration `transposes`.
+            at multiples of 16 bytes, is copied first, and so are FP8 values where the configuration `transposes`.
         key: [B, G, S, D]. value: [B, G, S, E], E up to 256. G divides H: each key and value serves H / G queries. All
             three are FP8, in any mix, or have one dtype.
         plan: an `AttentionPlan`, a name of `fp8sim.mma.ATTENTION_PLANS` or its text, which the kernel must be able to
@@ -229,7 +171,9 @@ def attention(
         cu_seqlens_k: likewise for keys and values; both or neither. Positions above count from a sequence's own first
             query and key.
         dtype: of the output: float32, float16 or bfloat16; None: that of the query, or bfloat16 for FP8.
-        config: tile of queries, warps and stages; its block_n must be the plan's block.
+        config: tile of queries, warps, stages, order; its block_n must be the plan's block. None: that of `tuning.use`,
+            by default one of `attention_configs.configs` for the number of queries. With packed sequences it neither
+            `transposes` nor `overlaps`.
 
     Returns:
         output [B, H, L, E], and lse [B, H, L] float32: log2 of the sum over the keys that a query sees of
@@ -251,10 +195,6 @@ def attention(
     capability = products.capability_of(query)
     features = value.shape[-1]
     order = plan_of((query.dtype, key.dtype, value.dtype), capability, max(width, features), plan)
-    config = _config(config, order, query, value, capability)
-    if packed is not None:
-        # Sequences begin anywhere, and a descriptor's contiguous axis is read from multiples of 16 bytes.
-        config = dataclasses.replace(config, transposes=False)
     dtype = dtype or (query.dtype if query.dtype in _FLOAT16 else torch.bfloat16)
     make = torch.empty if packed is None else torch.zeros
     out = make((batch, heads, length, features), dtype=dtype, device=query.device)
@@ -266,7 +206,7 @@ def attention(
     if key.shape[2] == 0 or out.numel() == 0:
         return out.zero_(), lse.fill_(math.inf)
     launch = _Launch(
-        operands=tuple(_operands(query, key, value.mT if config.transposes else value, capability)),
+        operands=(query, key, value),
         out=out,
         lse=lse,
         packed=packed,
@@ -277,10 +217,9 @@ def attention(
         factor=value_scale_inv * output_factor,
         plan=order,
         capability=capability,
-        config=config,
     )
     with torch.cuda.device_of(query):
-        launch.run(width, key.shape[2])
+        launch.run(launch.config(config))
     return out, lse
 
 
@@ -303,8 +242,8 @@ class _Cast(NamedTuple):
 class _Launch:
     """Everything that a launch passes to the kernel."""
 
-    operands: tuple[torch.Tensor, ...]
-    """Query, key and value, aligned; the values are transposed if the configuration says so."""
+    operands: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+    """Query, key and value."""
     out: torch.Tensor
     lse: torch.Tensor
     packed: _Packed | None
@@ -315,11 +254,35 @@ class _Launch:
     factor: float
     plan: AttentionPlan
     capability: Capability
-    config: Config
 
-    def run(self, width: int, keys: int) -> None:
+    def config(self, given: Config | None) -> Config:
+        """The configuration to run: the given one, the one that `tuning` has, or the default."""
+        if given is not None:
+            return checked(given, self.plan.block, packed=self.packed is not None)
+        query, key, value = self.operands
+        length, width = query.shape[2], max(query.shape[3], value.shape[3])
+        kind = Kind(value.element_size(), self.capability, width, self.packed is not None)
+        choices = offered(kind, self.plan.block, length, self.causal)
+        if interpreter.is_enabled():
+            choices[0] = dataclasses.replace(choices[0], block_m=_INTERPRETED_QUERIES)
+        options = {
+            "q": query.dtype,
+            "k": key.dtype,
+            "v": value.dtype,
+            "block": self.plan.block,
+            "causal": self.causal,
+            "windowed": self.window is not None,
+            "packed": self.packed is not None,
+        }
+        shape = query.shape[0] * query.shape[1], length, key.shape[2], query.shape[3], value.shape[3]
+        return tuning.pick("attention", query.device, options, shape, choices, self.run)
+
+    def run(self, config: Config) -> None:
         """Launch one program for each tile of queries of each head."""
-        config, plan = self.config, self.plan
+        plan = self.plan
+        query, key, value = self._multiplied()
+        operands = _aligned(query), _aligned(key), transposed_values(value) if config.transposes else _aligned(value)
+        width, keys = query.shape[3], key.shape[2]
         batch, heads, length, features = self.out.shape
         padded = max(triton.next_power_of_2(width), 32), max(triton.next_power_of_2(features), 32)
         cast = _cast(plan, self.capability)
@@ -330,25 +293,32 @@ class _Launch:
             # Each sequence may leave its last tile half empty.
             sequences, starts = self.packed.sequences, (self.packed.queries, self.packed.keys)
             tiles += sequences
-        arguments: tuple[Any, ...] = self.operands
+        arguments: tuple[Any, ...] = operands
         if config.descriptors:
             v_block = (padded[1], config.block_n) if config.transposes else (config.block_n, padded[1])
             blocks = (config.block_m, padded[0]), (config.block_n, padded[0]), v_block
             arguments = tuple(_descriptor(x, *block) for x, block in zip(arguments, blocks, strict=True))
-        strides = [stride for x in self.operands for stride in x.stride()[:3]]
+        strides = [stride for x in operands for stride in x.stride()[:3]]
         attention_kernel[(tiles * heads * batch,)](
-            *arguments, self.out, self.lse, *starts, sequences, heads, self.operands[1].shape[1], length, keys,
+            *arguments, self.out, self.lse, *starts, sequences, heads, key.shape[1], length, keys,
             *strides, self.window or 0, self.base2, plan.p_offset, plan.rescale_above, self.factor,
             P_TYPE=cast.type, P_TO=cast.to,
             D=width, E=features, CAUSAL=self.causal, WINDOWED=self.window is not None,
             LOWER_RIGHT=self.lower_right, RAGGED=self.packed is not None or keys % config.block_n != 0,
             DESCENDING=plan.descending, LAGS=plan.rescale_above > 0,
             SUMS_CAST=plan.denominator is Denominator.AFTER, RECIPROCAL=plan.reciprocal,
-            LOADS=config.descriptors, V_TRANSPOSED=config.transposes,
+            LOADS=config.descriptors, V_TRANSPOSED=config.transposes, OVERLAPS=config.overlaps,
+            HEADS_AT_ONCE=config.heads_at_once,
             SEQUENCES=triton.next_power_of_2(sequences) if sequences else 1,
             BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_D=padded[0], BLOCK_E=padded[1],
             num_warps=config.num_warps, num_stages=config.num_stages,
         )  # fmt: skip
+
+    def _multiplied(self) -> Iterator[torch.Tensor]:
+        """The operands as the instructions multiply them."""
+        for x in self.operands:
+            x = x.detach()
+            yield x.to(torch.float16) if x.dtype in _FLOAT8 and self.capability < _ADA else x
 
 
 def _cast(plan: AttentionPlan, capability: Capability) -> _Cast:
@@ -360,24 +330,6 @@ def _cast(plan: AttentionPlan, capability: Capability) -> _Cast:
     return _Cast(dtype if capability >= _ADA else tl.float16, to)
 
 
-def _config(
-    given: Config | None, plan: AttentionPlan, query: torch.Tensor, value: torch.Tensor, capability: Capability
-) -> Config:
-    """The first configuration with the plan's block that suits the number of queries."""
-    if given is not None:
-        if given.block_n != plan.block:
-            raise ValueError(f"config.block_n={given.block_n}: the plan's block is {plan.block}")
-        return given
-    length, width = query.shape[2], max(query.shape[3], value.shape[3])
-    offered = [config for config in configs(value.element_size(), capability, width) if config.block_n == plan.block]
-    if interpreter.is_enabled():
-        return dataclasses.replace(offered[0], block_m=_INTERPRETED_QUERIES)
-    if length < _FEW_QUERIES:
-        offered = [config for config in offered if not config.transposes]
-    narrow = [config for config in offered if length <= config.block_m]
-    return min(narrow, key=lambda config: config.block_m) if narrow else offered[0]
-
-
 def _descriptor(x: torch.Tensor, rows: int, columns: int) -> TensorDescriptor:
     return TensorDescriptor(x, list(x.shape), _strides(x), [1, 1, rows, columns])
 
@@ -387,13 +339,6 @@ def _strides(x: torch.Tensor) -> list[int]:
     whole = 16 * triton.cdiv(x.shape[-1], 16)
     outer = [stride if size > 1 else whole for size, stride in zip(x.shape[:-1], x.stride()[:-1], strict=True)]
     return [*outer, 1]
-
-
-def _operands(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, capability: Capability) -> Any:
-    """The operands as the kernel reads them."""
-    for x in (query, key, value):
-        x = x.detach()
-        yield _aligned(x.to(torch.float16) if x.dtype in _FLOAT8 and capability < _ADA else x)
 
 
 def _aligned(x: torch.Tensor) -> torch.Tensor:

@@ -51,6 +51,8 @@ def attention_kernel(
     RECIPROCAL: tl.constexpr,
     LOADS: tl.constexpr,
     V_TRANSPOSED: tl.constexpr,
+    OVERLAPS: tl.constexpr,
+    HEADS_AT_ONCE: tl.constexpr,
     SEQUENCES: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -61,7 +63,8 @@ def attention_kernel(
 
     Args:
         q, k, v: pointers, or descriptors [1, 1, rows, features] if LOADS; that of v has [1, 1, BLOCK_E, BLOCK_N] if
-            V_TRANSPOSED. Rows lie at the strides given; features are contiguous.
+            V_TRANSPOSED, its keys as `transposed_values` orders them. Rows lie at the strides given; features are
+            contiguous.
         out_ptr, lse_ptr: [B, H, L, E] and [B, H, L], contiguous.
         q_starts_ptr, k_starts_ptr: [sequences + 1] int32, the first row of each sequence and the end; None: every batch
             entry is a sequence of L queries and S keys.
@@ -71,8 +74,10 @@ def attention_kernel(
             they are rounded by float32's addition; None: they are rounded by the conversion to P_TYPE.
         LOWER_RIGHT: the last query stands at the last key. RAGGED: S need not be a multiple of BLOCK_N.
         SUMS_CAST: l adds the cast probabilities.
+        OVERLAPS: multiply the probabilities of a block while those of the next are computed; needs LOADS, and batch
+            entries that are sequences. HEADS_AT_ONCE: of how many heads the longest tiles start before shorter ones.
     """
-    tile, batch, head = _place(tl.program_id(0), L, heads, BLOCK_M, q_starts_ptr is None)
+    tile, batch, head = _place(tl.program_id(0), L, heads, BLOCK_M, HEADS_AT_ONCE, q_starts_ptr is None)
     q_first, k_first, rows = 0, 0, L
     if q_starts_ptr is not None:
         tile, sequence = _tile_of_sequence(q_starts_ptr, tile, sequences, L, SEQUENCES, BLOCK_M)
@@ -83,13 +88,12 @@ def attention_kernel(
     group = head // (heads // groups)
     row = tile * BLOCK_M + tl.arange(0, BLOCK_M)
 
-    if LOADS:
-        query = q.load([batch, head, q_first + tile * BLOCK_M, 0]).reshape(BLOCK_M, BLOCK_D)
-    else:
+    if not LOADS:
         q += batch.to(tl.int64) * q_batch + head.to(tl.int64) * q_head
         k += batch.to(tl.int64) * k_batch + group.to(tl.int64) * k_head
         v += batch.to(tl.int64) * v_batch + group.to(tl.int64) * v_head
-        query = _rows(q, q_first, tile * BLOCK_M, L, q_row, D, BLOCK_M, BLOCK_D, True)
+    place = batch, group, k_first
+    query = _tile(q, (batch, head, q_first), tile * BLOCK_M, L, q_row, D, True, LOADS, BLOCK_M, BLOCK_D)
 
     shift = S - L if LOWER_RIGHT else 0
     position = row + shift
@@ -110,6 +114,19 @@ def attention_kernel(
     total = tl.zeros([BLOCK_M], tl.float32)
     o = tl.zeros([BLOCK_M, BLOCK_E], tl.float32)
     LEFT: tl.constexpr = 2 if DESCENDING else 0
+    BEFORE: tl.constexpr = BLOCK_N if DESCENDING else -BLOCK_N
+    if OVERLAPS:
+        # One block always, which hides all its keys from queries that see none.
+        block = tl.maximum(end - 1, begin) if DESCENDING else begin
+        key = _tile(k, place, block * BLOCK_N, S, k_row, D, True, LOADS, BLOCK_N, BLOCK_D)
+        s = tl.dot(query, key.T)
+        if CAUSAL or RAGGED:
+            s = tl.where(_seen(block * BLOCK_N, position, S, window, CAUSAL, WINDOWED, BLOCK_N), s, float("-inf"))
+        p, shrink, m, total = _softmax(s, m, total, scale, offset, rescale_above, P_TYPE, P_TO, LAGS, SUMS_CAST)
+        if DESCENDING:
+            whole, partial, end = tl.minimum(whole, block), tl.minimum(partial, block), block
+        else:
+            begin, whole, partial = block + 1, tl.maximum(whole, block + 1), tl.maximum(partial, block + 1)
     for turn in tl.static_range(3):
         # Blocks that every query sees wholly come between the others, which need masks.
         if turn == 1:
@@ -121,34 +138,23 @@ def attention_kernel(
         if turn == 1 or (WINDOWED if turn == LEFT else CAUSAL or RAGGED):
             for step in tl.range(start, stop):
                 block = (start + stop - 1 - step if DESCENDING else step) * BLOCK_N
-                if LOADS:
-                    key = k.load([batch, group, k_first + block, 0]).reshape(BLOCK_N, BLOCK_D)
-                else:
-                    key = _rows(k, k_first, block, S, k_row, D, BLOCK_N, BLOCK_D, turn != 1)
+                key = _tile(k, place, block, S, k_row, D, turn != 1, LOADS, BLOCK_N, BLOCK_D)
                 s = tl.dot(query, key.T)
                 if turn != 1:
                     s = tl.where(_seen(block, position, S, window, CAUSAL, WINDOWED, BLOCK_N), s, float("-inf"))
-
-                followed = tl.maximum(m, tl.max(s, 1))
-                if LAGS:
-                    keeps = scale * (followed - m) <= tl.full([], rescale_above, tl.float32)
-                    followed = tl.where(keeps, m, followed)
-                reference = tl.where(followed == float("-inf"), 0.0, followed)  # rows that see no key yet
-                shrink = tl.exp2(scale * (m - reference))
-                m = followed
-                p = tl.exp2(tl.fma(s, scale, tl.fma(reference, -scale, offset)[:, None]))
-                cast = p.to(P_TYPE) if P_TO is None else _on_grid(p, P_TO).to(P_TYPE)
-                total = tl.fma(total, shrink, tl.sum(cast.to(tl.float32) if SUMS_CAST else p, 1))
-
-                if V_TRANSPOSED:
-                    value = v.load([batch, group, 0, k_first + block]).reshape(BLOCK_E, BLOCK_N).T
-                elif LOADS:
-                    value = v.load([batch, group, k_first + block, 0]).reshape(BLOCK_N, BLOCK_E)
-                else:
-                    value = _rows(v, k_first, block, S, v_row, E, BLOCK_N, BLOCK_E, turn != 1)
-                if LOADS and turn != 1 and k_starts_ptr is not None:
-                    value = _first_rows(value, S - block, BLOCK_N)
-                o = tl.dot(cast, value, o * shrink[:, None])
+                if OVERLAPS:
+                    value = _values(v, place, block + BEFORE, S, v_row, E, False, LOADS, V_TRANSPOSED, BLOCK_N, BLOCK_E)
+                    o = tl.dot(_multiplied(p, P_TYPE, V_TRANSPOSED), value, o * shrink[:, None])
+                p, shrink, m, total = _softmax(s, m, total, scale, offset, rescale_above, P_TYPE, P_TO, LAGS, SUMS_CAST)
+                if not OVERLAPS:
+                    value = _values(v, place, block, S, v_row, E, turn != 1, LOADS, V_TRANSPOSED, BLOCK_N, BLOCK_E)
+                    if LOADS and turn != 1 and k_starts_ptr is not None:
+                        value = _first_rows(value, S - block, BLOCK_N)
+                    o = tl.dot(_multiplied(p, P_TYPE, V_TRANSPOSED), value, o * shrink[:, None])
+    if OVERLAPS:
+        block = (begin if DESCENDING else end - 1) * BLOCK_N
+        value = _values(v, place, block, S, v_row, E, False, LOADS, V_TRANSPOSED, BLOCK_N, BLOCK_E)
+        o = tl.dot(_multiplied(p, P_TYPE, V_TRANSPOSED), value, o * shrink[:, None])
 
     multiplier = tl.full([], factor, tl.float32)
     if RECIPROCAL:
@@ -166,18 +172,103 @@ def attention_kernel(
 
 
 @triton.jit
-def _place(program, L, heads, BLOCK_M: tl.constexpr, LAST_FIRST: tl.constexpr):
+def _softmax(
+    s,
+    m,
+    total,
+    scale,
+    offset,
+    rescale_above,
+    P_TYPE: tl.constexpr,
+    P_TO: tl.constexpr,
+    LAGS: tl.constexpr,
+    SUMS_CAST: tl.constexpr,
+):
+    """A block's probabilities, what the output so far is multiplied with, and the maximum and the sum that follow.
+
+    Probabilities are as a loop carries them from one block to the next without moving bits: FP8 ones before their cast,
+    others as integers, because Triton would put what it takes for loaded operands into shared memory.
+    """
+    followed = tl.maximum(m, tl.max(s, 1))
+    if LAGS:
+        keeps = scale * (followed - m) <= tl.full([], rescale_above, tl.float32)
+        followed = tl.where(keeps, m, followed)
+    reference = tl.where(followed == float("-inf"), 0.0, followed)  # rows that see no key yet
+    shrink = tl.exp2(scale * (m - reference))
+    p = tl.exp2(tl.fma(s, scale, tl.fma(reference, -scale, offset)[:, None]))
+    rounded = p if P_TO is None else _on_grid(p, P_TO)
+    total = tl.fma(total, shrink, tl.sum(rounded.to(P_TYPE).to(tl.float32) if SUMS_CAST else p, 1))
+    if P_TYPE.primitive_bitwidth == 8:
+        return rounded, shrink, followed, total
+    else:
+        return rounded.to(P_TYPE).to(tl.int16, bitcast=True), shrink, followed, total
+
+
+@triton.jit
+def _multiplied(p, P_TYPE: tl.constexpr, V_TRANSPOSED: tl.constexpr):
+    """Probabilities as the left operand of a product, in the order that `transposed_values` gives keys."""
+    ROWS: tl.constexpr = p.shape[0]
+    KEYS: tl.constexpr = p.shape[1]
+    if V_TRANSPOSED:
+        p = p.reshape(ROWS, KEYS // 16, 2, 4, 2).permute(0, 1, 3, 2, 4).reshape(ROWS, KEYS)
+    return p.to(P_TYPE, bitcast=P_TYPE.primitive_bitwidth == 16)
+
+
+@triton.jit
+def _tile(
+    x,
+    place,
+    first,
+    count,
+    stride,
+    WIDTH: tl.constexpr,
+    RAGGED: tl.constexpr,
+    LOADS: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """Rows first .. first + ROWS - 1 of a sequence; `place` is its batch entry, head and first row."""
+    if LOADS:
+        return x.load([place[0], place[1], place[2] + first, 0]).reshape(ROWS, COLUMNS)
+    else:
+        return _rows(x, place[2], first, count, stride, WIDTH, ROWS, COLUMNS, RAGGED)
+
+
+@triton.jit
+def _values(
+    v,
+    place,
+    first,
+    count,
+    stride,
+    WIDTH: tl.constexpr,
+    RAGGED: tl.constexpr,
+    LOADS: tl.constexpr,
+    V_TRANSPOSED: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    if V_TRANSPOSED:
+        return v.load([place[0], place[1], 0, place[2] + first]).reshape(COLUMNS, ROWS).T
+    else:
+        return _tile(v, place, first, count, stride, WIDTH, RAGGED, LOADS, ROWS, COLUMNS)
+
+
+@triton.jit
+def _place(program, L, heads, BLOCK_M: tl.constexpr, HEADS_AT_ONCE: tl.constexpr, LAST_FIRST: tl.constexpr):
     """Tile of queries, batch entry and head of a program. Tiles of a head run at the same time, so that its keys stay
-    in the cache; under a causal mask the last ones see most, and start first."""
+    in the cache; under a causal mask the last ones see most, and start first, those of some heads before shorter ones
+    of any."""
     if LAST_FIRST:
         tiles = tl.cdiv(L, BLOCK_M)
-        tile = tiles - 1 - program % tiles
-        batch = program // (tiles * heads)
+        before = program // (tiles * HEADS_AT_ONCE) * HEADS_AT_ONCE
+        together = tl.minimum(tl.num_programs(0) // tiles - before, HEADS_AT_ONCE)
+        place = program - before * tiles
+        head = before + place % together
+        return tiles - 1 - place // together, head // heads, head % heads
     else:
         tiles = tl.num_programs(0) // heads
-        tile = program % tiles
-        batch = program * 0
-    return tile, batch, program // tiles % heads
+        return program % tiles, program * 0, program // tiles
 
 
 @triton.jit
