@@ -303,7 +303,7 @@ def test_hopper_multiplies_by_wgmma(cuda, kernels):
     tiles = opcodes_of(cuda, kernels, "sm_90a", "matmul_wgmma")
     assert len(tiles) == 16
     for name, code in tiles.items():
-        a, b, columns, blocks, _ = re.search(r"WgmmaTile<(\w+), (\w+), (\d+), (\d+), (\w+)>", name).groups()
+        a, b, columns, blocks, promotes = re.search(r"WgmmaTile<(\w+), (\w+), (\d+), (\d+), (\w+)>", name).groups()
         fp8 = a.startswith("E")
         kind = f"QGMMA.64x{columns}x32.F32.{TYPES[a]}.{TYPES[b]}" if fp8 else f"HGMMA.64x{columns}x16.F32.{TYPES[a]}"
         assert {o: n for o, n in code.items() if "MMA" in o} == {kind.rstrip("."): 4}, name
@@ -311,6 +311,9 @@ def test_hopper_multiplies_by_wgmma(cuda, kernels):
         assert {o: n for o, n in code.items() if o.startswith("UTMALDG")} == loads, name
         assert code["USETMAXREG.TRY_ALLOC.CTAPOOL"] == code["USETMAXREG.DEALLOC.CTAPOOL"] == 1, name
         assert any(o.startswith("STG.E.128") for o in code), name
+        # ptxas waits for each product by itself where registers of running ones are touched.
+        waits = 1 if promotes == "true" else 2
+        assert (code["WARPGROUP.ARRIVE"], code["WARPGROUP.DEPBAR.LE"]) == (1, waits), f"{name}: products run one by one"
         # A barrier that orders more than it must waits for all memory or empties the cache: only clusters that meet do.
         assert (code["MEMBAR.ALL.GPU"], code["CCTL.IVALL"]) == (2, 2), name
 
@@ -335,6 +338,9 @@ def test_hopper_attends_by_wgmma(cuda, kernels):
         kind = "QGMMA.64x{}x32.F32.E4M3.E4M3" if type_ == "E4m3" else "HGMMA.64x{}x16.F32." + TYPES[type_]
         products = {kind.format(columns).rstrip(".") for columns in (keys, features)}
         assert {o for o in code if "MMA" in o} == products, name
+        # For the first block its logits; for every other one the first of two running products, then both; the last.
+        assert (code["WARPGROUP.ARRIVE"], code["WARPGROUP.DEPBAR.LE"]) == (4, 4), f"{name}: products run one by one"
+        assert not any(o.startswith("STS") for o in code), f"{name}: probabilities leave their registers"
         assert {o for o in code if o.startswith("UTMALDG")} == {"UTMALDG.4D"}, name
         assert (code["MEMBAR.ALL.GPU"], code["CCTL.IVALL"]) == (0, 0), name
         assert code["USETMAXREG.TRY_ALLOC.CTAPOOL"] == code["USETMAXREG.DEALLOC.CTAPOOL"] == 1, name

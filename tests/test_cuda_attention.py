@@ -60,7 +60,7 @@ def assert_as_planned(query, key, value, capability, **options):
 @on_both
 @of_every_dtype
 @pytest.mark.parametrize(
-    ("length", "keys", "features"), [(63, 130, 64), (130, 200, 128), (65, 70, 256), (1, 1, 64), (1, 150, 80)]
+    ("length", "keys", "features"), [(63, 130, 64), (130, 200, 128), (65, 70, 256), (1, 1, 64), (1, 150, 80), (9, 70, 65)]
 )
 def test_every_bit_is_what_the_plan_predicts(gpu, capability, dtype, length, keys, features):
     gpu.capability = capability
@@ -98,7 +98,8 @@ def test_no_order_of_events_changes_a_bit(gpu, schedule, capability, dtype):
 @on_both
 @of_every_dtype
 def test_heads_batches_and_strides(gpu, capability, dtype):
-    """Groups of heads, [B, L, H, D] in memory, features that are not contiguous, rows that start between alignments."""
+    """Groups of heads, [B, L, H, D] in memory, features that are not contiguous, rows that start between alignments,
+    batches that share keys and values in memory."""
     gpu.capability = capability
     query, key, value = operands(20, 30, 64, dtype, batch=2, heads=6, groups=3)
     assert_as_planned(query, key, value, capability)
@@ -108,6 +109,8 @@ def test_heads_batches_and_strides(gpu, capability, dtype):
     raw = torch.zeros(2, 3, 30, 67, dtype=torch.uint8 if dtype == E4M3 else torch.int16).view(dtype)
     raw[..., 1:65] = key
     assert_as_planned(query, raw[..., 1:65], value, capability)
+    shared = (x[:1].view(torch.uint8 if dtype == E4M3 else torch.int16).expand(2, -1, -1, -1) for x in (key, value))
+    assert_as_planned(query, *(x.view(dtype) for x in shared), capability)
 
 
 @on_both

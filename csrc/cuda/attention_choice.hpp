@@ -3,6 +3,7 @@
 
 #include "cuda/attention.hpp"
 #include "cuda/fp8.hpp"
+#include "cuda/matmul_choice.hpp"
 
 namespace fp8sim {
 
@@ -19,13 +20,10 @@ struct HeadBoxes {
 inline HeadBoxes head_boxes(const HeadMatrices& x, Operand type, int batches, int heads, int rows, int columns,
                             int box_rows) {
     const auto extent = [](int size) { return static_cast<uint64_t>(size); };
-    const auto stride = [&](int64_t elements, int size) {  // one that nothing uses still has to be a valid one
-        return size == 1 ? uint64_t{16} : static_cast<uint64_t>(elements) * bytes_of(type);
-    };
     return {x.address,
             type,
             {extent(columns), extent(rows), extent(heads), extent(batches)},
-            {stride(x.per_row, rows), stride(x.per_head, heads), stride(x.per_batch, batches)},
+            {stride_of(x.per_row, rows, type), stride_of(x.per_head, heads, type), stride_of(x.per_batch, batches, type)},
             {static_cast<uint32_t>(128 / bytes_of(type)), static_cast<uint32_t>(box_rows), 1, 1}};
 }
 

@@ -18,6 +18,14 @@ FP8SIM_DEVICE int only_here(int x) {
 
 FP8SIM_DEVICE float shuffle_xor(float x, int lanes) { return __shfl_xor_sync(0xFFFFFFFFu, x, lanes); }
 
+// What `lane` brings; every lane of the warp brings something.
+FP8SIM_DEVICE uint32_t shuffle_from(uint32_t x, int lane) { return __shfl_sync(0xFFFFFFFFu, x, lane); }
+
+// Byte i is the one of `high`:`low` that digit i of `which` names, from the lowest of `low` on.
+FP8SIM_DEVICE uint32_t choose_bytes(uint32_t low, uint32_t high, uint32_t which) {
+    return __byte_perm(low, high, which);
+}
+
 // 2^x within 2 ulp, exact where x is an integer; 0 below 2^-126.
 FP8SIM_DEVICE float exp2_of(float x) {
     float y;
@@ -38,14 +46,6 @@ FP8SIM_DEVICE uint32_t load_shared_8(uint32_t address) {
     uint32_t byte;
     asm volatile("ld.shared.u8 %0, [%1];" : "=r"(byte) : "r"(address));
     return byte;
-}
-
-FP8SIM_DEVICE void store_shared_32(uint32_t address, uint32_t word) {
-    asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(word) : "memory");
-}
-
-FP8SIM_DEVICE void store_shared_16(uint32_t address, uint32_t word) {
-    asm volatile("st.shared.u16 [%0], %1;" ::"r"(address), "h"(static_cast<uint16_t>(word)) : "memory");
 }
 
 // Four 8x8 matrices of 16-bit numbers, lane l naming row l % 8 of matrix l / 8: register i holds two neighbours of
@@ -78,21 +78,27 @@ FP8SIM_DEVICE void barrier_arrive_here(uint32_t barrier) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
-// What this thread has written to shared memory, products of warpgroups read after it.
-FP8SIM_DEVICE void products_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
-
-// The threads of one of two warpgroups meet. Barriers have constant numbers, or all 16 of them are reserved.
-FP8SIM_DEVICE void warpgroup_sync(int warpgroup) {
-    if (warpgroup == 0) asm volatile("bar.sync 1, 128;" ::: "memory");
-    else asm volatile("bar.sync 2, 128;" ::: "memory");
-}
-
 FP8SIM_HD constexpr Conversion to_e4m3() {
     return {3, -6, 0, 126, kNoCode, 127, 128, 1, 0, 0, 128, 126, 254, 126, 254, 127, 255, 0, 0};
 }
 
 FP8SIM_HD uint32_t encode_e4m3(float x) {
     return encode<Rounding::kTiesToEven, Reach::kWithin, uint32_t>(bit_cast<uint32_t>(x), to_e4m3(), 0, 32);
+}
+
+// The nearest binary16 and bfloat16 numbers, ties to even, overflow to infinity, the first one in the lower half. A NaN
+// may be any.
+
+FP8SIM_DEVICE uint32_t round_to_float16_pair(float low, float high) {
+    uint32_t pair;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    return pair;
+}
+
+FP8SIM_DEVICE uint32_t round_to_bfloat16_pair(float low, float high) {
+    uint32_t pair;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    return pair;
 }
 
 // The nearest E4M3 numbers, ties to even, saturating, the first one in the lower byte. NaN may have either sign.
@@ -106,34 +112,46 @@ FP8SIM_DEVICE uint32_t round_to_e4m3(float low, float high) {
 #endif
 }
 
-// wgmma for 64 columns, and for 16-bit operands b that lie [k, column] in memory.
+// wgmma for 64 columns.
 
-#define FP8SIM_WGMMA(NAME, TYPE, COUNT, N, REGISTERS, A, B, ADDS, SHAPE, FLAGS, ...)                         \
-    FP8SIM_DEVICE void NAME(TYPE, TYPE, float(&s)[COUNT], uint64_t a, uint64_t b, int adds) {                \
-        asm volatile("{\n\t.reg .pred adds;\n\tsetp.ne.b32 adds, " ADDS ", 0;\n\t"                           \
-                     "wgmma.mma_async.sync.aligned.m64" N SHAPE " {" REGISTERS "}, " A ", " B ", adds, 1, 1" \
-                     FLAGS ";\n\t}"                                                                          \
-                     : __VA_ARGS__                                                                           \
-                     : "l"(a), "l"(b), "r"(adds));                                                           \
+#define FP8SIM_WGMMA_64(TYPE, SHAPE, FLAGS)                                                                   \
+    FP8SIM_DEVICE void wgmma(TYPE, TYPE, float(&s)[32], uint64_t a, uint64_t b, int adds) {                   \
+        asm volatile("{\n\t.reg .pred adds;\n\tsetp.ne.b32 adds, %34, 0;\n\t"                                \
+                     "wgmma.mma_async.sync.aligned.m64n64" SHAPE " {" FP8SIM_REGISTERS_32 "}, %32, %33, adds" \
+                     ", 1, 1" FLAGS ";\n\t}"                                                                  \
+                     : FP8SIM_VALUES_32("+f", s, 0)                                                                 \
+                     : "l"(a), "l"(b), "r"(adds));                                                            \
     }
-#define FP8SIM_WGMMA_64(NAME, TYPE, SHAPE, FLAGS)                                                      \
-    FP8SIM_WGMMA(NAME, TYPE, 32, "n64", FP8SIM_REGISTERS_32, "%32", "%33", "%34", SHAPE, FLAGS,        \
-                 FP8SIM_VALUES_32("+f", s, 0))
-#define FP8SIM_WGMMA_DOWN(TYPE, SHAPE)                                                                         \
-    FP8SIM_WGMMA_64(wgmma_down, TYPE, SHAPE, ", 0, 1")                                                         \
-    FP8SIM_WGMMA(wgmma_down, TYPE, 64, "n128", FP8SIM_REGISTERS_64, "%64", "%65", "%66", SHAPE, ", 0, 1",      \
-                 FP8SIM_VALUES_64("+f", s, 0))                                                                 \
-    FP8SIM_WGMMA(wgmma_down, TYPE, 128, "n256", FP8SIM_REGISTERS_128, "%128", "%129", "%130", SHAPE, ", 0, 1", \
-                 FP8SIM_VALUES_128("+f", s, 0))
 
-FP8SIM_WGMMA_64(wgmma, E4m3, "k32.f32.e4m3.e4m3", "")
-FP8SIM_WGMMA_64(wgmma, Float16, "k16.f32.f16.f16", ", 0, 0")
-FP8SIM_WGMMA_64(wgmma, Bfloat16, "k16.f32.bf16.bf16", ", 0, 0")
-FP8SIM_WGMMA_DOWN(Float16, "k16.f32.f16.f16")
-FP8SIM_WGMMA_DOWN(Bfloat16, "k16.f32.bf16.bf16")
+FP8SIM_WGMMA_64(E4m3, "k32.f32.e4m3.e4m3", "")
+FP8SIM_WGMMA_64(Float16, "k16.f32.f16.f16", ", 0, 0")
+FP8SIM_WGMMA_64(Bfloat16, "k16.f32.bf16.bf16", ", 0, 0")
 
-#undef FP8SIM_WGMMA
 #undef FP8SIM_WGMMA_64
-#undef FP8SIM_WGMMA_DOWN
+
+// wgmma with a in registers, four from a[0] on, added to `s`: b is K-major if it is of FP8; if of 16 bits, it lies
+// [k, column] in memory. The registers of a, too, are the instruction's until it was waited for.
+
+#define FP8SIM_WGMMA_ROWS_OF(TYPE, COUNT, SHAPE, REGISTERS, A, B, FLAGS, ...)                                  \
+    FP8SIM_DEVICE void wgmma_rows(TYPE, float(&s)[COUNT], const uint32_t* a, uint64_t b) {                     \
+        asm volatile("{\n\t.reg .pred adds;\n\tsetp.ne.b32 adds, 1, 0;\n\twgmma.mma_async.sync.aligned.m64" \
+                     SHAPE " {" REGISTERS "}, {" A "}, " B ", adds, 1, 1" FLAGS ";\n\t}"                       \
+                     : __VA_ARGS__                                                                             \
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                                    \
+    }
+#define FP8SIM_WGMMA_ROWS(TYPE, SHAPE, FLAGS)                                                                \
+    FP8SIM_WGMMA_ROWS_OF(TYPE, 32, "n64" SHAPE, FP8SIM_REGISTERS_32, "%32, %33, %34, %35", "%36", FLAGS,     \
+                         FP8SIM_VALUES_32("+f", s, 0))                                                             \
+    FP8SIM_WGMMA_ROWS_OF(TYPE, 64, "n128" SHAPE, FP8SIM_REGISTERS_64, "%64, %65, %66, %67", "%68", FLAGS,    \
+                         FP8SIM_VALUES_64("+f", s, 0))                                                             \
+    FP8SIM_WGMMA_ROWS_OF(TYPE, 128, "n256" SHAPE, FP8SIM_REGISTERS_128, "%128, %129, %130, %131", "%132",    \
+                         FLAGS, FP8SIM_VALUES_128("+f", s, 0))
+
+FP8SIM_WGMMA_ROWS(E4m3, "k32.f32.e4m3.e4m3", "")
+FP8SIM_WGMMA_ROWS(Float16, "k16.f32.f16.f16", ", 1")
+FP8SIM_WGMMA_ROWS(Bfloat16, "k16.f32.bf16.bf16", ", 1")
+
+#undef FP8SIM_WGMMA_ROWS
+#undef FP8SIM_WGMMA_ROWS_OF
 
 }  // namespace fp8sim

@@ -11,11 +11,6 @@ FP8SIM_HD constexpr int row_chunk(int row, int chunk) {
     return row * bytes + (bytes % 128 == 0 ? chunk ^ (row & 7) : chunk ^ (row >> 1 & 3)) * kChunk;
 }
 
-// A byte of a row of 128 that is permuted as the copy engine does it.
-FP8SIM_HD constexpr int swizzled_byte(int row, int byte) {
-    return row * kSwizzledRow + ((byte / kChunk ^ row % kSwizzledRows) * kChunk | byte % kChunk);
-}
-
 // `matrix_descriptor` of a tile whose rows go along K and whose columns are those of the product, 64 of 16 bits in 128
 // bytes; the next 64 are `panel` bytes away (PTX ISA, "Strides", for MN-major layouts).
 FP8SIM_HD constexpr uint64_t matrix_descriptor_down(uint32_t address, int panel) {

@@ -2,12 +2,13 @@
 // multiply what is there, 64 rows of queries each.
 //
 // Assumes: tensor maps of q, k and v as `head_boxes` (attention_choice.hpp) describes them. Everything in shared memory
-// is made of panels, rows of 128 bytes whose chunks are permuted: features of queries and keys, keys of probabilities
-// and of FP8 values, features of 16-bit values, which the instruction reads across.
+// is made of panels, rows of 128 bytes whose chunks are permuted: features of queries and keys, keys of FP8 values,
+// features of 16-bit values, which the instruction reads across.
 //
 // A ring of pieces holds keys and values in turn. Per piece, a `full` barrier counts the bytes that arrive, an `empty`
-// one the warps that have read it. Probabilities go through shared memory, since the instruction takes those of FP8 in
-// another order than it leaves logits in.
+// one the warps that have read it. Probabilities stay in registers: the result of one product is an operand of the next.
+// Logits of a block are computed while the block before it is multiplied by its values, whose products run on under the
+// softmax. A row's sums are added in the order of the blocks all the same.
 #pragma once
 
 #include "cuda/attention_choice.hpp"
@@ -33,7 +34,6 @@ struct AttentionWgmmaTile {
     static constexpr int kInstructionBytes = 32;
 
     static constexpr int kQueryPanel = kQueries * kSwizzledRow, kKeyPanel = kKeys * kSwizzledRow;
-    static constexpr int kProbabilityPanel = kWarpgroupRows * kSwizzledRow;
     static constexpr int kKeyBytes = kFeaturePanels * kKeyPanel;
     static constexpr int kValuePanels = kTransposed ? kKeyPanels : kFeaturePanels;
     static constexpr int kValueRows = kTransposed ? kFeatures : kKeys;
@@ -42,11 +42,10 @@ struct AttentionWgmmaTile {
     static constexpr int kStages = 4;
 
     static constexpr int kPiecesAt = kFeaturePanels * kQueryPanel;
-    static constexpr int kProbabilitiesAt = kPiecesAt + kStages * kPieceBytes;
-    static constexpr int kProbabilitiesOfOne = kKeyPanels * kProbabilityPanel;
-    static constexpr int kBarriersAt = kProbabilitiesAt + kWarpgroups * kProbabilitiesOfOne;
+    static constexpr int kBarriersAt = kPiecesAt + kStages * kPieceBytes;
     static constexpr int kSharedBytes = kBarriersAt + (2 * kStages + 1) * 8;
     static constexpr int kLogits = kKeys / 2, kResults = kFeatures / 2;  // registers of a thread
+    static constexpr int kProbabilities = kLogits * kElement / 4;        // and those of probabilities after their cast
 
     static constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
 
@@ -66,9 +65,6 @@ struct AttentionWork {
     uint32_t memory;
 
     __device__ uint32_t piece(int stage) const { return memory + Tile::kPiecesAt + stage * Tile::kPieceBytes; }
-    __device__ uint32_t probabilities(int warpgroup) const {
-        return memory + Tile::kProbabilitiesAt + warpgroup * Tile::kProbabilitiesOfOne;
-    }
     __device__ uint32_t full(int stage) const { return memory + Tile::kBarriersAt + 8 * stage; }
     __device__ uint32_t empty(int stage) const { return full(Tile::kStages + stage); }
     __device__ uint32_t queries_full() const { return full(2 * Tile::kStages); }
@@ -137,12 +133,26 @@ FP8SIM_DEVICE void produce_attention(const AttentionWork<Tile>& work, const Head
 
 FP8SIM_DEVICE int warpgroup_of_thread() { return thread_index() / kRowThreads; }
 
+// Keys, or values: every other piece of the ring.
 template <class Tile>
-FP8SIM_DEVICE void release_piece(const AttentionWork<Tile>& work, int stage) {
-    if (thread_index() % 32 == 0) barrier_arrive_here(work.empty(stage));
-}
+struct PieceRing {
+    Ring<Tile::kStages> ring;
 
-// logits = q k^T of a block.
+    // The address of the next piece, when it is there.
+    __device__ uint32_t wait(const AttentionWork<Tile>& work) const {
+        barrier_wait(work.full(ring.stage), ring.parity);
+        return work.piece(ring.stage);
+    }
+
+    // This warp has read it.
+    __device__ void release(const AttentionWork<Tile>& work) {
+        if (thread_index() % 32 == 0) barrier_arrive_here(work.empty(ring.stage));
+        ring.advance();
+        ring.advance();
+    }
+};
+
+// Starts logits = q k^T of a block.
 template <class Tile>
 FP8SIM_DEVICE void multiply_keys(const AttentionWork<Tile>& work, uint32_t keys, float (&logits)[Tile::kLogits]) {
     const uint32_t rows = work.memory + warpgroup_of_thread() * Tile::kWarpgroupRows * kSwizzledRow;
@@ -156,77 +166,106 @@ FP8SIM_DEVICE void multiply_keys(const AttentionWork<Tile>& work, uint32_t keys,
               advance_descriptor(b, within), byte > 0);
     }
     wgmma_commit();
-    wgmma_wait<0>(logits);
 }
 
-// Two neighbouring probabilities to where the instruction finds them.
-template <class Type>
-FP8SIM_DEVICE void store_probabilities(Type type, uint32_t address, float low, float high) {
-    if constexpr (sizeof(typename Type::Storage) == 2) store_shared_32(address, pair_of(type, low, high));
-    else store_shared_16(address, pair_of(type, low, high));
-}
-
-// Casts the probabilities of a block, and leaves them where the products find them.
-template <class Tile>
-FP8SIM_DEVICE void cast_probabilities(const AttentionWork<Tile>& work, const float (&p)[Tile::kLogits]) {
-    const int warpgroup = warpgroup_of_thread(), thread = only_here(row_thread());
-    const uint32_t panels = work.probabilities(warpgroup);
+// The probabilities of a block after their cast, four registers for each instruction. Those of 16 bits lie as logits do.
+template <class Type, int logits, int words>
+FP8SIM_DEVICE void cast_probabilities(Type type, const float (&p)[logits], uint32_t (&to)[words]) {
+    static_assert(words == logits / 2, "a pair in each");
 #pragma unroll
-    for (int i = 0; i < Tile::kLogits; i += 2) {
-        const Place at = wgmma_result(thread, i);
-        const int byte = at.column * Tile::kElement;
-        store_probabilities(typename Tile::Type{},
-                            panels + byte / kSwizzledRow * Tile::kProbabilityPanel +
-                                swizzled_byte(at.row, byte % kSwizzledRow),
-                            p[i], p[i + 1]);
-    }
-    products_fence();
-    warpgroup_sync(warpgroup);
+    for (int i = 0; i < words; ++i) to[i] = pair_of(type, p[2 * i], p[2 * i + 1]);
 }
 
-// result += p v of a block.
-template <class Tile>
-FP8SIM_DEVICE void multiply_values(const AttentionWork<Tile>& work, uint32_t values, float (&result)[Tile::kResults]) {
-    const uint32_t rows = work.probabilities(warpgroup_of_thread());
-    wgmma_fence();
+// Of FP8, four neighbours are in a register, and threads of a quad have two: of thread t, the keys 8 i + 2 t and the next
+// in the i-th eight. It needs 4 t to 4 t + 3 of 16, and of the next 16. From two threads it gets pairs of both at a time:
+// the lower two threads those of the first eights, the upper two those of the second.
+template <int logits, int words>
+FP8SIM_DEVICE void cast_probabilities(E4m3 type, const float (&p)[logits], uint32_t (&to)[words]) {
+    static_assert(words == logits / 4, "four in each");
+    const int lane = thread_index() % 32, in_quad = lane % 4, source = lane - in_quad + 2 * (in_quad % 2);
+    const bool odd = lane % 2 == 1, upper = in_quad / 2 == 1;
+    const uint32_t lower_halves = upper ? 0x1054 : 0x5410, upper_halves = upper ? 0x3276 : 0x7632;
 #pragma unroll
-    for (int byte = 0; byte < Tile::kProbabilityBytes; byte += Tile::kInstructionBytes) {
-        const int panel = byte / kSwizzledRow, within = byte % kSwizzledRow;
-        const uint64_t p = advance_descriptor(matrix_descriptor(rows + panel * Tile::kProbabilityPanel), within);
-        if constexpr (Tile::kTransposed) {
-            const uint64_t v = matrix_descriptor(values + panel * Tile::kValueRows * kSwizzledRow);
-            wgmma(E4m3{}, typename Tile::Type{}, result, p, advance_descriptor(v, within), 1);
-        } else {
-            const int key = byte / Tile::kElement;
-            wgmma_down(typename Tile::Type{}, typename Tile::Type{}, result, p,
-                       matrix_descriptor_down(values + key * kSwizzledRow, Tile::kKeyPanel), 1);
+    for (int i = 0; i < words; i += 4) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {  // of the thread's two rows
+            uint32_t pair[4];
+#pragma unroll
+            for (int eight = 0; eight < 4; ++eight) {
+                const int at = 4 * (i + eight) + 2 * half;
+                pair[eight] = pair_of(type, p[at], p[at + 1]);
+            }
+            const uint32_t first = pair[0] | pair[2] << 16, second = pair[1] | pair[3] << 16;
+            const uint32_t one = shuffle_from(odd ? second : first, source + upper);
+            const uint32_t other = shuffle_from(odd ? first : second, source + !upper);
+            to[i + half] = choose_bytes(one, other, lower_halves);
+            to[i + half + 2] = choose_bytes(one, other, upper_halves);
         }
     }
+}
+
+// How wgmma finds the values of a block from `key` on.
+template <class Tile>
+FP8SIM_DEVICE uint64_t values_from(uint32_t values, int key) {
+    if constexpr (Tile::kTransposed) {
+        const int panel = key / kSwizzledRow, within = key % kSwizzledRow;
+        return advance_descriptor(matrix_descriptor(values + panel * Tile::kValueRows * kSwizzledRow), within);
+    } else {
+        return matrix_descriptor_down(values + key * kSwizzledRow, Tile::kKeyPanel);
+    }
+}
+
+// Starts result += p v of a block.
+template <class Tile>
+FP8SIM_DEVICE void multiply_values(const uint32_t (&p)[Tile::kProbabilities], uint32_t values,
+                                   float (&result)[Tile::kResults]) {
+    wgmma_fence();
+#pragma unroll
+    for (int step = 0; step < Tile::kProbabilities / 4; ++step) {
+        const int key = step * (Tile::kInstructionBytes / Tile::kElement);
+        wgmma_rows(typename Tile::Type{}, result, p + 4 * step, values_from<Tile>(values, key));
+    }
     wgmma_commit();
-    wgmma_wait<0>(result);
+}
+
+// Logits of a block become probabilities before their cast, when the products that make them are over.
+template <class Tile>
+FP8SIM_DEVICE void soften(const AttentionJob& job, int query, int block, float (&logits)[Tile::kLogits],
+                          RowState (&rows)[2], float (&shrink)[2]) {
+    hide_keys(job, query, block * Tile::kKeys, logits);
+    add_block(job.softmax, logits, rows, shrink);
 }
 
 template <class Tile>
 FP8SIM_DEVICE void consume_attention(const AttentionJob& job, const AttentionWork<Tile>& work) {
+    using Type = typename Tile::Type;
     const int query = work.query + warpgroup_of_thread() * Tile::kWarpgroupRows;
-    Ring<Tile::kStages> ring;
+    PieceRing<Tile> keys, values;
+    values.ring.advance();
     RowState rows[2];
-    float result[Tile::kResults] = {};
+    float logits[Tile::kLogits], result[Tile::kResults] = {}, shrink[2];
+    uint32_t p[Tile::kProbabilities];
     barrier_wait(work.queries_full(), 0);
-    for (int block = work.blocks.first; block < work.blocks.last; ++block) {
-        float logits[Tile::kLogits], shrink[2];
-        barrier_wait(work.full(ring.stage), ring.parity);
-        multiply_keys(work, work.piece(ring.stage), logits);
-        release_piece(work, ring.stage);
-        ring.advance();
-        hide_keys(job, query, block * Tile::kKeys, logits);
-        add_block(job.softmax, logits, rows, shrink);
-        shrink_rows(result, shrink);
-        cast_probabilities(work, logits);
-        barrier_wait(work.full(ring.stage), ring.parity);
-        multiply_values(work, work.piece(ring.stage), result);
-        release_piece(work, ring.stage);
-        ring.advance();
+    if (work.blocks.first < work.blocks.last) {
+        multiply_keys(work, keys.wait(work), logits);
+        wgmma_wait<0>(logits);
+        keys.release(work);
+        soften<Tile>(job, query, work.blocks.first, logits, rows, shrink);
+        cast_probabilities(Type{}, logits, p);
+        for (int block = work.blocks.first + 1; block < work.blocks.last; ++block) {
+            multiply_keys(work, keys.wait(work), logits);
+            multiply_values<Tile>(p, values.wait(work), result);
+            wgmma_wait<1>(logits);
+            keys.release(work);
+            soften<Tile>(job, query, block, logits, rows, shrink);
+            wgmma_wait<0>(result, p);
+            values.release(work);
+            shrink_rows(result, shrink);
+            cast_probabilities(Type{}, logits, p);
+        }
+        multiply_values<Tile>(p, values.wait(work), result);
+        wgmma_wait<0>(result, p);
+        values.release(work);
     }
     store_rows(job, int64_t{work.batch} * job.extent.heads + work.head, query, rows, result);
 }

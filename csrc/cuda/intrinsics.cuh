@@ -124,17 +124,28 @@ FP8SIM_DEVICE void load_box_to_blocks(uint32_t target, const TensorMap& map, int
         : "memory");
 }
 
-// Products of a warpgroup run on their own until it waits for them. `sum` is named so that the compiler neither reads
-// it earlier nor moves it.
+// Products of a warpgroup run on their own until it waits for them.
 
 FP8SIM_DEVICE void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 FP8SIM_DEVICE void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 
-template <int pending, int registers>
-FP8SIM_DEVICE void wgmma_wait(float (&sum)[registers]) {
-    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(pending) : "memory");
+// Names registers at this place, so that the compiler neither reads them earlier nor gives them to others before.
+template <int registers>
+FP8SIM_DEVICE void hold(float (&values)[registers]) {
 #pragma unroll
-    for (int i = 0; i < registers; ++i) asm volatile("" : "+f"(sum[i])::"memory");
+    for (int i = 0; i < registers; ++i) asm volatile("" : "+f"(values[i])::"memory");
+}
+template <int registers>
+FP8SIM_DEVICE void hold(uint32_t (&words)[registers]) {
+#pragma unroll
+    for (int i = 0; i < registers; ++i) asm volatile("" : "+r"(words[i])::"memory");
+}
+
+// Waits until at most `pending` committed groups still run. `arrays` are registers of those that are over.
+template <int pending, class... Arrays>
+FP8SIM_DEVICE void wgmma_wait(Arrays&... arrays) {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(pending) : "memory");
+    (hold(arrays), ...);
 }
 
 // Copies of 16 bytes to shared memory that run on their own; `bytes` of them are read, the rest is zero.
@@ -198,17 +209,18 @@ FP8SIM_DEVICE uint32_t multiply_halves(uint32_t x, uint32_t y) {
     return product;
 }
 
-// The nearest binary16 and bfloat16 number, ties to even, overflow to infinity; every NaN is the positive quiet one.
+// The nearest binary16 and bfloat16 number, ties to even, overflow to infinity; every NaN is the positive quiet one. The
+// conversion of two, one of which is 0, is the fast one.
 
 FP8SIM_DEVICE uint32_t round_to_float16(float x) {
-    uint16_t half;
-    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(half) : "f"(x));
+    uint32_t half;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(half) : "f"(0.0f), "f"(x));
     return x != x ? 0x7E00u : half;
 }
 
 FP8SIM_DEVICE uint32_t round_to_bfloat16(float x) {
-    uint16_t half;
-    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(half) : "f"(x));
+    uint32_t half;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(half) : "f"(0.0f), "f"(x));
     return x != x ? 0x7FC0u : half;
 }
 

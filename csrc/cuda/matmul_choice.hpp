@@ -16,14 +16,17 @@ struct Boxes {
     uint32_t box[3];      // elements: K, rows, batches
 };
 
+// Bytes between neighbours in a dimension of `size`, `elements` apart: one that nothing uses still has to be a valid one.
+inline uint64_t stride_of(int64_t elements, int64_t size, Operand type) {
+    return size == 1 ? uint64_t{16} : static_cast<uint64_t>(elements) * bytes_of(type);
+}
+
 inline Boxes boxes_of(const Matrices& x, int64_t rows, int64_t k, int64_t batches, int box_rows, int box_depth) {
-    const uint64_t bytes = bytes_of(x.type), per_row = x.per_row * bytes;
-    const uint64_t per_batch = x.per_batch == 0 ? per_row * rows : x.per_batch * bytes;
+    const int64_t matrices = x.per_batch == 0 ? 1 : batches;
     return {x.address,
             x.type,
-            {static_cast<uint64_t>(k), static_cast<uint64_t>(rows),
-             x.per_batch == 0 ? uint64_t{1} : static_cast<uint64_t>(batches)},
-            {per_row, per_batch},
+            {static_cast<uint64_t>(k), static_cast<uint64_t>(rows), static_cast<uint64_t>(matrices)},
+            {stride_of(x.per_row, rows, x.type), stride_of(x.per_batch, matrices, x.type)},
             {static_cast<uint32_t>(box_depth), static_cast<uint32_t>(box_rows), 1}};
 }
 

@@ -25,9 +25,20 @@ struct KeyBlocks {
     int last;
 };
 
-FP8SIM_HD constexpr bool sees(const Mask& mask, int query, int key, int keys) {
+// Keys [first, last] that a query sees.
+struct SeenKeys {
+    int first;
+    int last;
+};
+
+FP8SIM_HD constexpr SeenKeys seen_by(const Mask& mask, int query, int keys) {
     const int place = query + mask.offset;
-    return key < keys && (!mask.causal || key <= place) && (mask.window == 0 || key > place - mask.window);
+    return {mask.window == 0 ? 0 : place - mask.window + 1, mask.causal ? smaller(place, keys - 1) : keys - 1};
+}
+
+FP8SIM_HD constexpr bool sees(const Mask& mask, int query, int key, int keys) {
+    const SeenKeys seen = seen_by(mask, query, keys);
+    return seen.first <= key && key <= seen.last;
 }
 
 // The blocks of which some query of [query, query + queries) sees a key.
@@ -52,9 +63,15 @@ template <int registers>
 FP8SIM_DEVICE void hide_keys(const AttentionJob& job, int query, int key, float (&logits)[registers]) {
     if (sees_all(job.mask, query, kThreadRows, key, 2 * registers, job.extent.keys)) return;
 #pragma unroll
-    for (int i = 0; i < registers; ++i) {
-        const Place at = wgmma_result(row_thread(), i);
-        if (!sees(job.mask, query + at.row, key + at.column, job.extent.keys)) logits[i] = kUnseen;
+    for (int half = 0; half < 2; ++half) {
+        const Place at = wgmma_result(row_thread(), 2 * half);  // the thread's first one in the row
+        const SeenKeys seen = seen_by(job.mask, query + at.row, job.extent.keys);
+        const int first = seen.first - key - at.column, last = seen.last - key - at.column;
+#pragma unroll
+        for (int i = 0; i < registers; ++i) {
+            const int further = wgmma_result(0, i).column;
+            if (i / 2 % 2 == half && (further < first || further > last)) logits[i] = kUnseen;
+        }
     }
 }
 
@@ -116,26 +133,38 @@ FP8SIM_DEVICE float inverse_sum(const Softmax& softmax, const RowState& row) {
 
 // Two probabilities in the format that the values are multiplied with: their own.
 
-FP8SIM_DEVICE uint32_t pair_of(Float16, float low, float high) {
-    return round_to_float16(low) | round_to_float16(high) << 16;
-}
-FP8SIM_DEVICE uint32_t pair_of(Bfloat16, float low, float high) {
-    return round_to_bfloat16(low) | round_to_bfloat16(high) << 16;
-}
-
+FP8SIM_DEVICE uint32_t pair_of(Float16, float low, float high) { return round_to_float16_pair(low, high); }
+FP8SIM_DEVICE uint32_t pair_of(Bfloat16, float low, float high) { return round_to_bfloat16_pair(low, high); }
 FP8SIM_DEVICE uint32_t pair_of(E4m3, float low, float high) { return round_to_e4m3(low, high); }
 
-// Stores a row of a thread, `at` being its number among all rows, as far as the result has columns.
+template <class Storage>
+struct alignas(2 * sizeof(Storage)) StoredPair {
+    Storage element[2];
+};
+
+// Stores a row of a thread, `at` being its number among all rows, as far as the result has columns; two at a time where
+// every row starts at a multiple of two.
 template <class Out, int registers>
 FP8SIM_DEVICE void store_row(Out type, const AttentionJob& job, int64_t at, int half, float inverse,
                              const float (&result)[registers]) {
     using Storage = typename Out::Storage;
-    Storage* out = static_cast<Storage*>(job.out) + at * job.extent.features;
+    using Pair = StoredPair<Storage>;
+    const int features = job.extent.features;
+    Storage* out = static_cast<Storage*>(job.out) + at * features;
+    const bool in_pairs = features % 2 == 0 && reinterpret_cast<uintptr_t>(job.out) % sizeof(Pair) == 0;
 #pragma unroll
-    for (int i = 0; i < registers; ++i) {
+    for (int i = 2 * half; i < registers; i += 4) {
         const int feature = wgmma_result(row_thread(), i).column;
-        if (i / 2 % 2 != half || feature >= job.extent.features) continue;
-        out[feature] = static_cast<Storage>(rounded(type, result[i] * inverse));
+        if (feature >= features) continue;
+        Pair pair;
+#pragma unroll
+        for (int k = 0; k < 2; ++k) pair.element[k] = static_cast<Storage>(rounded(type, result[i + k] * inverse));
+        if (in_pairs) {
+            *reinterpret_cast<Pair*>(out + feature) = pair;
+        } else {
+            out[feature] = pair.element[0];
+            if (feature + 1 < features) out[feature + 1] = pair.element[1];
+        }
     }
 }
 

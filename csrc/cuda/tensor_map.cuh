@@ -10,7 +10,7 @@ namespace fp8sim {
 
 using TensorMapEncoder = PFN_cuTensorMapEncodeTiled_v12000;
 
-inline cudaError_t find_encoder(TensorMapEncoder* encode) {
+inline cudaError_t look_up_encoder(TensorMapEncoder* encode) {
     void* function = nullptr;
     cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
     const char* name = "cuTensorMapEncodeTiled";
@@ -22,6 +22,14 @@ inline cudaError_t find_encoder(TensorMapEncoder* encode) {
     if (error != cudaSuccess) return error;
     *encode = reinterpret_cast<TensorMapEncoder>(function);
     return found == cudaDriverEntryPointSuccess ? cudaSuccess : cudaErrorSymbolNotFound;
+}
+
+// Looked up once, at the first launch.
+inline cudaError_t find_encoder(TensorMapEncoder* encode) {
+    static TensorMapEncoder found = nullptr;
+    static const cudaError_t error = look_up_encoder(&found);
+    *encode = found;
+    return error;
 }
 
 inline CUtensorMapDataType tensor_map_type(Operand type) {

@@ -104,8 +104,8 @@ def attention(
 
     Args:
         query: [B, H, L, D], float8_e4m3fn, float16 or bfloat16, any strides, D up to 256, on a CUDA device. An operand
-            whose features are not contiguous, or whose rows do not start at multiples of 16 bytes, is copied first, and
-            so are FP8 values on Hopper.
+            whose features are not contiguous, whose rows do not start at multiples of 16 bytes, or which is expanded,
+            is copied first, and so are FP8 values on Hopper.
         key, value: [B, G, S, D] of the same dtype. G divides H: each key and value serves H / G queries.
         plan: as for `plan_of`.
         scale: on the logits, positive; None: D^-1/2.
@@ -174,8 +174,11 @@ def _aligned(x: torch.Tensor) -> torch.Tensor:
     """x [B, H, R, C] with contiguous columns, everything at multiples of 16 bytes: x or a copy."""
     raw = x.detach().view(torch.uint8 if x.element_size() == 1 else torch.int16)
     per = _ALIGNMENT // x.element_size()
-    # The stride of a dimension of one element is nobody's.
-    fits = all(stride % per == 0 or size == 1 for stride, size in zip(raw.stride()[:3], raw.shape[:3], strict=True))
+    # The stride of a dimension of one element is nobody's; the copy engine is not known to take one of 0.
+    fits = all(
+        (stride % per == 0 and stride > 0) or size == 1
+        for stride, size in zip(raw.stride()[:3], raw.shape[:3], strict=True)
+    )
     if fits and raw.stride(3) == 1 and x.data_ptr() % _ALIGNMENT == 0:
         return raw
     copy = raw.new_zeros(*raw.shape[:3], -(-raw.shape[3] // per) * per)[..., : raw.shape[3]]

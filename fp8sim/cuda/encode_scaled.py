@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from fp8sim import casting, formats
-from fp8sim.cuda.launching import FLOATS, current_stream, dense, name_of, require_tensor
+from fp8sim.cuda.launching import FLOATS, current_stream, dense, float32_of, name_of, require_tensor
 from fp8sim.formats import Format
 from fp8sim.random_bits import random_keywords
 from fp8sim.rounding import Overflow, Rounding, resolve_names
@@ -88,8 +88,7 @@ def _factor(scale: float | torch.Tensor | None, x: torch.Tensor) -> float | torc
     if scale is None:
         return None
     if not isinstance(scale, torch.Tensor):
-        with np.errstate(over="ignore"):
-            return float(np.float32(float(scale)))
+        return float32_of(scale)
     if scale.dtype != torch.float32 or scale.numel() != 1 or scale.device != x.device:
         raise ValueError(
             f"scale must be a float, or one float32 number on x's device {x.device}: got {scale.dtype} "

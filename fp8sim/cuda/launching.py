@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 Capability = tuple[int, int]
@@ -52,6 +53,12 @@ def require_cuda(argument: str, x: torch.Tensor) -> None:
     if x.device.type != "cuda":
         raise ValueError(f"{argument} is on {x.device}: the CUDA kernels take CUDA tensors; use .cuda()")
     require_built()
+
+
+def float32_of(value: float) -> float:
+    """The float32 number nearest to value, ties to even, overflow to infinity."""
+    with np.errstate(over="ignore"):
+        return float(np.float32(float(value)))
 
 
 def dense(argument: str, x: torch.Tensor) -> torch.Tensor:

@@ -21,6 +21,7 @@ from fp8sim.cuda.launching import (
     Capability,
     capability_of,
     current_stream,
+    float32_of,
     name_of,
     require_cuda,
     require_dtype,
@@ -151,6 +152,8 @@ def row_factors(name: str, given: Factors, x: torch.Tensor, batch: torch.Size) -
     """Factors of the operand x [..., R, K] as [1] or, contiguous, as [*batch, R]."""
     if given is None:
         return None
+    if isinstance(given, int | float):  # filled on the device: a copy from the host would wait for it
+        return torch.full((1,), float32_of(given), dtype=torch.float32, device=x.device)
     values = torch.as_tensor(given, dtype=torch.float32, device=x.device).detach().resolve_neg()
     if values.numel() == 1:
         return values.reshape(1)

@@ -39,6 +39,7 @@ constexpr uint32_t kFirstAddress = 1024;
 struct Warpgroup {
     Meeting meeting;
     std::vector<float*> sums = std::vector<float*>(128);
+    std::vector<const uint32_t*> words = std::vector<const uint32_t*>(128);
     std::vector<std::function<void()>> open;
     std::deque<std::vector<std::function<void()>>> groups;
 };

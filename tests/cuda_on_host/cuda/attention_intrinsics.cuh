@@ -27,6 +27,28 @@ static inline float shuffle_xor(float x, int lanes) {
     return taken;
 }
 
+static inline uint32_t shuffle_from(uint32_t x, int lane) {
+    on_host::Warp& warp = this_warp();
+    uint32_t taken = 0;
+    void** brought = &warp.arguments[3 * (thread_index() % 32)];
+    brought[0] = &x, brought[1] = &taken, brought[2] = &lane;
+    on_host::meet(warp.meeting, 32, [&warp] {
+        for (int to = 0; to < 32; ++to) {
+            const int from = *static_cast<int*>(warp.arguments[3 * to + 2]);
+            on_host::require(from >= 0 && from < 32, "shuffle: a lane of the warp");
+            *static_cast<uint32_t*>(warp.arguments[3 * to + 1]) = *static_cast<uint32_t*>(warp.arguments[3 * from]);
+        }
+    });
+    return taken;
+}
+
+static inline uint32_t choose_bytes(uint32_t low, uint32_t high, uint32_t which) {
+    const uint64_t bytes = uint64_t{high} << 32 | low;
+    uint32_t chosen = 0;
+    for (int i = 0; i < 4; ++i) chosen |= uint32_t{uint8_t(bytes >> 8 * (which >> 4 * i & 7))} << 8 * i;
+    return chosen;
+}
+
 static inline float exp2_of(float x) {
     const float y = static_cast<float>(std::exp2(static_cast<double>(x)));
     return y < 0x1p-126f ? 0.0f : y;
@@ -39,9 +61,14 @@ static inline uint32_t round_to_e4m3(float low, float high) {
     return encode<uint32_t>(bit_cast<uint32_t>(low), e4m3) | encode<uint32_t>(bit_cast<uint32_t>(high), e4m3) << 8;
 }
 
+static inline uint32_t round_to_float16_pair(float low, float high) {
+    return round_to_float16(low) | round_to_float16(high) << 16;
+}
+static inline uint32_t round_to_bfloat16_pair(float low, float high) {
+    return round_to_bfloat16(low) | round_to_bfloat16(high) << 16;
+}
+
 static inline uint32_t load_shared_8(uint32_t address) { return *shared(address, 1); }
-static inline void store_shared_32(uint32_t address, uint32_t word) { memcpy(shared(address, 4), &word, 4); }
-static inline void store_shared_16(uint32_t address, uint32_t word) { memcpy(shared(address, 2), &word, 2); }
 
 // ldmatrix (PTX ISA): lane l names row l % 8 of matrix l / 8.
 static inline void load_matrices_of(uint32_t (&words)[4], uint32_t row, bool transposed) {
@@ -72,7 +99,7 @@ static inline void load_head_box(uint32_t target, const HeadTensorMap& map, int 
                                  uint32_t barrier) {
     const uint64_t bytes = bytes_of(map.type);
     on_host::require(reinterpret_cast<uintptr_t>(map.address) % 16 == 0, "tensor map: address");
-    for (const uint64_t stride : map.strides) on_host::require(stride % 16 == 0, "tensor map: strides");
+    for (const uint64_t stride : map.strides) on_host::require(is_valid_stride(stride), "tensor map: strides");
     on_host::require(map.box[0] * bytes == 128 && map.box[1] <= 256 && map.box[2] * map.box[3] == 1, "tensor map: box");
     on_host::require(target % 128 == 0, "the copy engine's target is not aligned");
     on_host::Block& block = *on_host::running->block;
@@ -98,8 +125,6 @@ static inline void load_head_box(uint32_t target, const HeadTensorMap& map, int 
 }
 
 static inline void barrier_arrive_here(uint32_t barrier) { barrier_arrive(barrier, rank_in_cluster()); }
-static inline void products_fence() {}
-static inline void warpgroup_sync(int warpgroup) { threads_sync(1 + warpgroup, 128); }
 
 // Number (n, k) of an operand whose columns are contiguous (PTX ISA, "Strides" of MN-major layouts with a swizzle of 128
 // bytes): 64 columns by 8 of k make 1024 bytes; the descriptor says how far it is to the next of either.
@@ -114,32 +139,46 @@ inline Number read_down(on_host::Block& block, uint64_t descriptor, int n, int k
     return decode_operand(code, model.b);
 }
 
-inline void multiply_tile_down(on_host::Block& block, const std::vector<float*>& sums, int columns, uint64_t a,
-                               uint64_t b, bool adds) {
-    constexpr int kDepth = 16;
+// Row m of an operand in the registers of a warpgroup, 32 bytes of it (PTX ISA, "Register fragments for
+// wgmma.mma_async"): a quad has a row and the one 8 below, a thread of it two words of each, four apart.
+inline std::vector<Number> read_registers(const std::vector<const uint32_t*>& words, int m, const MmaFormat& format,
+                                          int bytes) {
+    std::vector<Number> numbers;
+    for (int at = 0; at < 32; at += bytes) {
+        const int word = at / 4, thread = m / 16 * 32 + m % 8 * 4 + word % 4, i = m / 8 % 2 + word / 4 * 2;
+        const uint32_t bits = words[thread][i] >> 8 * (at % 4);
+        numbers.push_back(decode_operand(bytes == 1 ? bits & 0xFF : bits & 0xFFFF, format));
+    }
+    return numbers;
+}
+
+inline void multiply_rows(on_host::Block& block, const std::vector<const uint32_t*>& words,
+                          const std::vector<float*>& sums, int columns, uint64_t b, int bytes) {
     std::vector<std::vector<Number>> right(columns);
     for (int n = 0; n < columns; ++n) {
-        for (int k = 0; k < kDepth; ++k) right[n].push_back(read_down(block, b, n, k));
+        if (bytes == 1) right[n] = read_row(block, b, n, model.b, bytes);
+        else for (int k = 0; k < 16; ++k) right[n].push_back(read_down(block, b, n, k));
     }
     for (int m = 0; m < 64; ++m) {
-        const std::vector<Number> left = read_row(block, a, m, model.a, 2);
+        const std::vector<Number> left = read_registers(words, m, model.a, bytes);
+        on_host::require(static_cast<int>(left.size()) == model.k, "the model is of another instruction");
         for (int n = 0; n < columns; ++n) {
             const int thread = m / 16 * 32 + m % 8 * 4 + n % 8 / 2, i = n / 8 * 4 + m / 8 % 2 * 2 + n % 2;
-            float& sum = sums[thread][i];
-            if (!adds) sum = 0.0f;
-            multiply_row(left.data(), right[n].data(), sum);
+            multiply_row(left.data(), right[n].data(), sums[thread][i]);
         }
     }
 }
 
-template <class A, class B, int registers>
-void wgmma_down(A, B, float (&sum)[registers], uint64_t a, uint64_t b, int adds) {
+// Late products read their registers late, too.
+template <class Type, int registers>
+void wgmma_rows(Type, float (&sum)[registers], const uint32_t* a, uint64_t b) {
     on_host::Warpgroup& group = this_warpgroup();
     group.sums[thread_index() % 128] = sum;
+    group.words[thread_index() % 128] = a;
     on_host::Block& block = *on_host::running->block;
-    on_host::meet(group.meeting, 128, [&group, &block, a, b, adds] {
-        const auto product = [sums = group.sums, &block, a, b, adds] {
-            multiply_tile_down(block, sums, 2 * registers, a, b, adds != 0);
+    on_host::meet(group.meeting, 128, [&group, &block, b] {
+        const auto product = [sums = group.sums, words = group.words, &block, b] {
+            multiply_rows(block, words, sums, 2 * registers, b, sizeof(typename Type::Storage));
         };
         if (on_host::cluster->when == on_host::When::kEarly) product();
         else group.open.push_back(product);

@@ -127,10 +127,13 @@ static inline void barrier_wait(uint32_t address, uint32_t parity) {
 
 // The copy engine.
 
+// What cuTensorMapEncodeTiled documents, and not 0, of which it says nothing.
+static inline bool is_valid_stride(uint64_t bytes) { return bytes % 16 == 0 && bytes > 0 && bytes < uint64_t{1} << 40; }
+
 static inline void check_map(const TensorMap& map) {
     const uint64_t bytes = bytes_of(map.type);
     on_host::require(reinterpret_cast<uintptr_t>(map.address) % 16 == 0, "tensor map: address");
-    on_host::require(map.strides[0] % 16 == 0 && map.strides[1] % 16 == 0, "tensor map: strides");
+    for (const uint64_t stride : map.strides) on_host::require(is_valid_stride(stride), "tensor map: strides");
     on_host::require(map.box[0] * bytes == 128 && map.box[1] <= 256 && map.box[2] == 1, "tensor map: box");
 }
 
@@ -187,8 +190,8 @@ static inline void wgmma_commit() {
     });
 }
 
-template <int pending, int registers>
-void wgmma_wait(float (&)[registers]) {
+template <int pending, class... Arrays>
+void wgmma_wait(Arrays&...) {
     on_host::Warpgroup& group = this_warpgroup();
     on_host::meet(group.meeting, 128, [&group] {
         for (; group.groups.size() > pending; group.groups.pop_front()) {
