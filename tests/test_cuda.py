@@ -6,6 +6,7 @@ with `fp8sim._core`, bit for bit.
 
 import importlib.util
 import itertools
+import math
 import os
 import re
 import shutil
@@ -253,7 +254,7 @@ def test_machine_code_for_each_device(cuda):
 KERNELS = {
     "convert_kernel": (44, 64),
     "encode_scaled_kernel": (7, 64),
-    "encode_transposing_kernel": (7, 64),
+    "encode_transposing_kernel": (7, 80),
     "matmul_wgmma_kernel": (16, 168),
     "matmul_mma_kernel": (6, 224),
     "attention_wgmma_kernel": (9, 168),
@@ -356,33 +357,54 @@ def test_ampere_attends_by_mma(cuda, kernels):
 
 
 @pytest.fixture(scope="session")
-def element_on_host(tmp_path_factory):
-    """The CUDA cast's dispatch and element function as a host library."""
-    return casts.build(tmp_path_factory.mktemp("element"))
+def cast_on_host(tmp_path_factory):
+    """The kernel of casts on a CPU."""
+    return casts.build(tmp_path_factory.mktemp("cuda_on_host"))
 
 
-def convert_on_host(function, source, target_dtype, conversion, **random):
-    target = np.empty(source.shape, target_dtype)
+def convert_on_host(function, source, target_dtype, conversion, *, start=0, **random):
+    """`start`: how many elements the target is away from an aligned address."""
+    memory = np.full(source.size + start + 16, 7, target_dtype)
+    target = memory[start : start + source.size]
     dtypes = source.dtype.name, target.dtype.name
     casts.convert(function, source.ctypes.data, target.ctypes.data, source.size, dtypes, conversion, **random)
-    return target
+    assert (memory[:start] == 7).all()
+    assert (memory[start + source.size :] == 7).all()
+    return target.reshape(source.shape)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("fmt", CASES, ids=str)
-def test_element_arithmetic_is_that_of_core(element_on_host, fmt, dtype):
+def test_every_code_and_number_is_that_of_core(cast_on_host, fmt, dtype):
     x = inputs(fmt, dtype)
     for mode, overflow, random in policies(fmt):
         conversion, what = resolve(fmt, mode, overflow), f"{mode.name} {overflow.name}"
         codes = fp8sim.encode(x, fmt, rounding=mode, overflow=overflow, **random)
         values = fp8sim.cast(x, fmt, rounding=mode, overflow=overflow, **random)
-        assert_same_bits(convert_on_host(element_on_host, x, codes.dtype, conversion, **random), codes, what)
-        assert_same_bits(convert_on_host(element_on_host, x, x.dtype, conversion, **random), values, what)
+        assert_same_bits(convert_on_host(cast_on_host, x, codes.dtype, conversion, **random), codes, what)
+        assert_same_bits(convert_on_host(cast_on_host, x, x.dtype, conversion, **random), values, what)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("fmt", CASES, ids=str)
-def test_element_decode_is_that_of_core(element_on_host, fmt, dtype):
+def test_every_decoded_number_is_that_of_core(cast_on_host, fmt, dtype):
     codes = np.array(codes_of(fmt), casting.code_dtype(fmt))
-    actual = convert_on_host(element_on_host, codes, FLOATS[dtype], default_conversion(fmt))
+    actual = convert_on_host(cast_on_host, codes, FLOATS[dtype], default_conversion(fmt))
     assert_same_bits(actual, fp8sim.decode(codes, fmt, dtype=FLOATS[dtype]), dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])
+@pytest.mark.parametrize("fmt", ["e4m3", "e5m2", "e2m1"])
+def test_any_size_and_alignment(cast_on_host, fmt, dtype):
+    """Whole packs and single elements, of a few blocks; numbers that the quick way takes, and some that it does not."""
+    conversion = default_conversion(parse(fmt))
+    x = torch.randn(3 * 256 * 16 + 5, generator=torch.Generator().manual_seed(0)) * 2
+    x[1000:1200:7] = torch.tensor([math.inf, -math.inf, math.nan, 1e6, -1e6])[torch.arange(29) % 5]
+    x = x.to(getattr(torch, dtype))
+    for first, start, size in itertools.product((0, 1), (0, 1, 3), (1, 15, 4099, 12288)):
+        part = x[first : first + size]
+        raw = part.view(torch.int16).numpy().view(FLOATS[dtype]) if dtype == "bfloat16" else part.numpy()
+        codes, values = fp8sim.encode(raw, fmt), fp8sim.cast(raw, fmt)
+        for target in (codes, values):
+            actual = convert_on_host(cast_on_host, raw, target.dtype, conversion, start=start)
+            assert_same_bits(actual, target, f"{first} {start} {size}")

@@ -60,7 +60,8 @@ def assert_as_planned(query, key, value, capability, **options):
 @on_both
 @of_every_dtype
 @pytest.mark.parametrize(
-    ("length", "keys", "features"), [(63, 130, 64), (130, 200, 128), (65, 70, 256), (1, 1, 64), (1, 150, 80), (9, 70, 65)]
+    ("length", "keys", "features"),
+    [(63, 130, 64), (130, 200, 128), (65, 70, 256), (1, 1, 64), (1, 150, 80), (9, 70, 65)],
 )
 def test_every_bit_is_what_the_plan_predicts(gpu, capability, dtype, length, keys, features):
     gpu.capability = capability

@@ -86,21 +86,6 @@ FP8SIM_HD uint32_t encode_e4m3(float x) {
     return encode<Rounding::kTiesToEven, Reach::kWithin, uint32_t>(bit_cast<uint32_t>(x), to_e4m3(), 0, 32);
 }
 
-// The nearest binary16 and bfloat16 numbers, ties to even, overflow to infinity, the first one in the lower half. A NaN
-// may be any.
-
-FP8SIM_DEVICE uint32_t round_to_float16_pair(float low, float high) {
-    uint32_t pair;
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
-    return pair;
-}
-
-FP8SIM_DEVICE uint32_t round_to_bfloat16_pair(float low, float high) {
-    uint32_t pair;
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
-    return pair;
-}
-
 // The nearest E4M3 numbers, ties to even, saturating, the first one in the lower byte. NaN may have either sign.
 FP8SIM_DEVICE uint32_t round_to_e4m3(float low, float high) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890

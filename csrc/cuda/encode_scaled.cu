@@ -24,10 +24,11 @@ cudaError_t blocks_for(int64_t pieces_of_work, int threads, unsigned* blocks) {
 
 template <class From, Mode mode>
 cudaError_t run_flat(const EncodeScaledJob& job, cudaStream_t stream) {
-    const int64_t size = job.matrices * job.rows * job.columns, per_block = int64_t{kFlatThreads} * kPiece<From, mode>;
+    const int64_t size = job.matrices * job.rows * job.columns, per_block = int64_t{kFlatThreads} * kPiece<From, mode> * kPiecesAhead<mode>;
     unsigned blocks = 0;
     if (cudaError_t error = blocks_for((size - 1) / per_block + 1, kFlatThreads, &blocks)) return error;
-    encode_scaled_kernel<From, mode><<<blocks, kFlatThreads, 0, stream>>>(job, size, moves_pieces<From, mode>(job));
+    encode_scaled_kernel<From, mode><<<blocks, kFlatThreads, 0, stream>>>(job, quick_rounding_of(job.conversion), size,
+                                                                  moves_pieces<From, mode>(job));
     return cudaGetLastError();
 }
 
@@ -37,7 +38,7 @@ cudaError_t run_transposing(const EncodeScaledJob& job, cudaStream_t stream) {
     unsigned blocks = 0;
     if (cudaError_t error = blocks_for(tiling.count, kTransposingThreads, &blocks)) return error;
     encode_transposing_kernel<From, mode><<<blocks, kTransposingThreads, 0, stream>>>(
-        job, tiling, moves_pieces<From, mode>(job), turns_pieces(job));
+        job, quick_rounding_of(job.conversion), tiling, moves_pieces<From, mode>(job), turns_pieces(job));
     return cudaGetLastError();
 }
 

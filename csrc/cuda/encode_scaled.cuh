@@ -3,13 +3,15 @@
 // Two kernels, for matrices in their own order and for the transposed copy beside it. In the usual mode, ties to even
 // into 8-bit codes, a thread loads 16 bytes at a time; any other mode, format and size of codes, and a fused product,
 // takes one element at a time, because arithmetic limits it. Products are float32 or binary64 multiplications, all
-// else is core's integers.
+// else is core's integers, or the quick way of core/quick.hpp, which has the same bits.
 #pragma once
 
 #include "core/element.hpp"
+#include "core/quick.hpp"
 #include "cuda/dispatch.hpp"
 #include "cuda/encode_scaled.hpp"
 #include "cuda/intrinsics.cuh"
+#include "cuda/quick_bits.cuh"
 
 namespace fp8sim {
 
@@ -58,13 +60,13 @@ FP8SIM_HD uint32_t code_of(Bits number, const Conversion& c, const RandomBits& b
 FP8SIM_HD uint32_t number_in(uint32_t, uint32_t pattern) { return pattern; }
 FP8SIM_HD uint64_t number_in(uint64_t, uint32_t pattern) { return exact_product(pattern, 1.0f); }
 
-// `largest` is raised to the element's magnitude; all NaN are one. In the usual mode no product is fused.
+// `largest` is raised to the element's magnitude. In the usual mode no product is fused.
 template <class From, Mode mode>
 FP8SIM_HD uint32_t scaled_code(typename From::Storage x, Meets meets, float factor, const Conversion& c,
                                const RandomBits& bits, uint64_t element, uint32_t& largest) {
     using Bits = typename From::Bits;
     const uint32_t pattern = float32_pattern(From{}, x);
-    largest = larger(largest, is_nan(pattern) ? kQuietNan : pattern & kMagnitude);
+    largest = larger(largest, pattern & kMagnitude);
     if (mode == Mode::kAny && meets == Meets::kFused) {
         return code_of<Mode::kAny>(exact_product(pattern, factor), c, bits, element);
     }
@@ -124,36 +126,87 @@ FP8SIM_DEVICE void store_codes(void* codes, Dtype dtype, int64_t index, const ui
 
 FP8SIM_DEVICE float factor_of(const KnownFactor& factor) { return factor.address ? *factor.address : factor.value; }
 
+// All NaN are one.
 FP8SIM_DEVICE void keep_amax(uint32_t* amax, uint32_t largest) {
     if (amax == nullptr) return;
     largest = warp_max(largest);
-    if (thread_index() % 32 == 0) atomic_max(amax, largest);
+    if (thread_index() % 32 == 0) atomic_max(amax, is_nan(largest) ? kQuietNan : largest);
+}
+
+// How a kernel's elements become codes: quickly, or as the mode says.
+struct Encoding {
+    QuickRounding quick;
+    float factor;
+    float quick_factor;  // 1 where elements meet nothing: the product is the element
+};
+
+FP8SIM_DEVICE Encoding encoding_of(const EncodeScaledJob& job, const QuickRounding& quick) {
+    const float factor = factor_of(job.factor);
+    return {quick, factor, job.factor.meets == Meets::kNothing ? 1.0f : factor};
+}
+
+// Codes of the first `count` elements of a piece, elements `index` and on of the tensor; 0 beyond.
+template <class From, Mode mode, int piece>
+FP8SIM_DEVICE void encode_piece(const EncodeScaledJob& job, const Encoding& encoding,
+                                const Piece<typename From::Storage, piece>& in, int64_t index, int64_t count,
+                                uint32_t (&code)[piece], uint32_t& largest) {
+    if constexpr (mode == Mode::kUsual) {
+        uint32_t product[piece];
+        bool all = true;
+#pragma unroll
+        for (int i = 0; i < piece; ++i) {
+            const uint32_t pattern = quick_bits(From{}, in.element[i]);
+            largest = larger(largest, pattern & kMagnitude);
+            product[i] = bit_cast<uint32_t>(bit_cast<float>(pattern) * encoding.quick_factor);
+            all = all && takes_quick_way(product[i], encoding.quick);
+        }
+        if (all) {
+#pragma unroll
+            for (int i = 0; i < piece; ++i) code[i] = quick_encode(product[i], encoding.quick);
+            return;
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < piece; ++i) {
+        code[i] = i < count ? scaled_code<From, mode>(in.element[i], job.factor.meets, encoding.factor, job.conversion,
+                                                      job.bits, index + i, largest)
+                            : 0;
+    }
 }
 
 // Matrices in their own order.
 
 constexpr int kFlatThreads = 256;
 
+// Pieces that a thread loads before it uses the first one, so that enough of memory is on its way.
+template <Mode mode>
+constexpr int kPiecesAhead = mode == Mode::kUsual ? 2 : 1;
+
 // `aligned`: x and codes are, to whole pieces.
 template <class From, Mode mode>
-__global__ void __launch_bounds__(kFlatThreads) encode_scaled_kernel(EncodeScaledJob job, int64_t size, bool aligned) {
+__global__ void __launch_bounds__(kFlatThreads)
+    encode_scaled_kernel(EncodeScaledJob job, QuickRounding quick, int64_t size, bool aligned) {
     using Storage = typename From::Storage;
-    constexpr int piece = kPiece<From, mode>;
+    constexpr int piece = kPiece<From, mode>, ahead = kPiecesAhead<mode>;
+    constexpr int64_t apart = int64_t{piece} * kFlatThreads;
     const Storage* x = static_cast<const Storage*>(job.x);
-    const float factor = factor_of(job.factor);
+    const Encoding encoding = encoding_of(job, quick);
     uint32_t largest = 0;
-    const int64_t stride = int64_t{piece} * kFlatThreads * block_count();
-    for (int64_t at = int64_t{piece} * (int64_t{kFlatThreads} * block_index() + thread_index()); at < size;
-         at += stride) {
-        const bool whole = aligned && at + piece <= size;
-        const auto in = load_piece<Storage, piece>(x + at, size - at, whole);
-        uint32_t code[piece];
+    for (int64_t begin = ahead * apart * block_index() + piece * thread_index(); begin < size;
+         begin += ahead * apart * block_count()) {
+        Piece<Storage, piece> in[ahead];
 #pragma unroll
-        for (int i = 0; i < piece; ++i) {
-            code[i] = scaled_code<From, mode>(in.element[i], job.factor.meets, factor, job.conversion, job.bits, at + i,
-                                              largest);
+        for (int i = 0; i < ahead; ++i) {
+            const int64_t at = begin + i * apart;
+            in[i] = load_piece<Storage, piece>(x + at, size - at, aligned && at + piece <= size);
         }
-        store_codes<piece>(job.codes, job.target_dtype, at, code, size - at, whole);
+#pragma unroll
+        for (int i = 0; i < ahead; ++i) {
+            const int64_t at = begin + i * apart;
+            uint32_t code[piece];
+            encode_piece<From, mode>(job, encoding, in[i], at, size - at, code, largest);
+            store_codes<piece>(job.codes, job.target_dtype, at, code, size - at, aligned && at + piece <= size);
+        }
     }
     keep_amax(job.amax, largest);
 }
@@ -192,31 +245,33 @@ FP8SIM_DEVICE TileOfMatrix tile_of(const EncodeScaledJob& job, const Tiling& til
 
 // Loads, encodes and stores the tile, and keeps its codes in `turned`.
 template <class From, Mode mode>
-FP8SIM_DEVICE void encode_tile(const EncodeScaledJob& job, const TileOfMatrix& tile, float factor, bool aligned,
-                               uint32_t* turned, uint32_t& largest) {
+FP8SIM_DEVICE void encode_tile(const EncodeScaledJob& job, const Encoding& encoding, const TileOfMatrix& tile,
+                               bool aligned, uint32_t* turned, uint32_t& largest) {
     using Storage = typename From::Storage;
     using Turned = TurnedTile<mode>;
     constexpr int piece = kPiece<From, mode>, rows = Turned::kRowsPerWord, across = kTile / piece;
     for (int unit = thread_index(); unit < Turned::kWords * across; unit += kTransposingThreads) {
         const int word = unit / across, column = unit % across * piece;
         const int64_t left = job.columns - tile.column - column;
+        const auto row_of = [&](int r) { return tile.row + word * rows + r; };
+        const auto index_of = [&](int r) { return tile.first + row_of(r) * job.columns + tile.column + column; };
+        const bool whole = aligned && piece <= left;
+        Piece<Storage, piece> in[rows];
+#pragma unroll
+        for (int r = 0; r < rows; ++r) {
+            const bool exists = row_of(r) < job.rows && left > 0;
+            in[r] = load_piece<Storage, piece>(static_cast<const Storage*>(job.x) + index_of(r), exists ? left : 0,
+                                               exists && whole);
+        }
         uint32_t words[piece] = {};
 #pragma unroll
         for (int r = 0; r < rows; ++r) {
-            const int64_t row = tile.row + word * rows + r;
-            if (row >= job.rows || left <= 0) continue;
-            const int64_t at = tile.first + row * job.columns + tile.column + column;
-            const bool whole = aligned && piece <= left;
-            const auto in = load_piece<Storage, piece>(static_cast<const Storage*>(job.x) + at, left, whole);
+            if (row_of(r) >= job.rows || left <= 0) continue;
             uint32_t code[piece];
+            encode_piece<From, mode>(job, encoding, in[r], index_of(r), left, code, largest);
+            store_codes<piece>(job.codes, job.target_dtype, index_of(r), code, left, whole);
 #pragma unroll
-            for (int i = 0; i < piece; ++i) {
-                code[i] = i < left ? scaled_code<From, mode>(in.element[i], job.factor.meets, factor, job.conversion,
-                                                             job.bits, at + i, largest)
-                                   : 0;
-                words[i] |= code[i] << 8 * r;
-            }
-            store_codes<piece>(job.codes, job.target_dtype, at, code, left, whole);
+            for (int i = 0; i < piece; ++i) words[i] |= code[i] << 8 * r;
         }
 #pragma unroll
         for (int i = 0; i < piece; ++i) turned[(column + i) * Turned::kStride + word] = words[i];
@@ -248,14 +303,15 @@ FP8SIM_DEVICE void store_turned(const EncodeScaledJob& job, const TileOfMatrix& 
 }
 
 template <class From, Mode mode>
-__global__ void __launch_bounds__(kTransposingThreads)
-    encode_transposing_kernel(EncodeScaledJob job, Tiling tiling, bool aligned, bool transposed_aligned) {
+__global__ void __launch_bounds__(kTransposingThreads, 3)
+    encode_transposing_kernel(EncodeScaledJob job, QuickRounding quick, Tiling tiling, bool aligned,
+                              bool transposed_aligned) {
     __shared__ uint32_t turned[TurnedTile<mode>::kSize];
-    const float factor = factor_of(job.factor);
+    const Encoding encoding = encoding_of(job, quick);
     uint32_t largest = 0;
     for (uint32_t index = block_index(); index < tiling.count; index += block_count()) {
         const TileOfMatrix tile = tile_of(job, tiling, index);
-        encode_tile<From, mode>(job, tile, factor, aligned, turned, largest);
+        encode_tile<From, mode>(job, encoding, tile, aligned, turned, largest);
         block_sync();
         store_turned<mode>(job, tile, transposed_aligned, turned);
         block_sync();

@@ -209,19 +209,30 @@ FP8SIM_DEVICE uint32_t multiply_halves(uint32_t x, uint32_t y) {
     return product;
 }
 
-// The nearest binary16 and bfloat16 number, ties to even, overflow to infinity; every NaN is the positive quiet one. The
-// conversion of two, one of which is 0, is the fast one.
+// The nearest binary16 and bfloat16 numbers of two, ties to even, overflow to infinity, the first one in the lower half. A
+// NaN may be any.
 
-FP8SIM_DEVICE uint32_t round_to_float16(float x) {
-    uint32_t half;
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(half) : "f"(0.0f), "f"(x));
-    return x != x ? 0x7E00u : half;
+FP8SIM_DEVICE uint32_t round_to_float16_pair(float low, float high) {
+    uint32_t pair;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    return pair;
 }
 
-FP8SIM_DEVICE uint32_t round_to_bfloat16(float x) {
-    uint32_t half;
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(half) : "f"(0.0f), "f"(x));
-    return x != x ? 0x7FC0u : half;
+FP8SIM_DEVICE uint32_t round_to_bfloat16_pair(float low, float high) {
+    uint32_t pair;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    return pair;
+}
+
+// Of one; every NaN is the positive quiet one.
+FP8SIM_DEVICE uint32_t round_to_float16(float x) { return x != x ? 0x7E00u : round_to_float16_pair(x, 0.0f); }
+FP8SIM_DEVICE uint32_t round_to_bfloat16(float x) { return x != x ? 0x7FC0u : round_to_bfloat16_pair(x, 0.0f); }
+
+// A binary16 number, exactly; a NaN may be any.
+FP8SIM_DEVICE float widen_float16(uint16_t half) {
+    float x;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(half));
+    return x;
 }
 
 }  // namespace fp8sim

@@ -41,11 +41,12 @@ KERNELS = {
     "attention_wgmma": ("attention_on_host.cpp", "-DFP8SIM_EMULATED_WGMMA=1"),
     "attention_mma": ("attention_on_host.cpp", "-DFP8SIM_EMULATED_WGMMA=0"),
     "encode_scaled": ("encode_scaled_on_host.cpp", "-O1"),
+    "cast": ("cast_on_host.cpp", "-O1"),
 }
 
 
 def build(name: str, folder: Path) -> ctypes.CDLL:
-    """The library of one of `KERNELS`: matrix products of Hopper, or of every GPU since Ampere; encode_scaled."""
+    """The library of one of `KERNELS`: products of Hopper, or of every GPU since Ampere; encode_scaled; casts."""
     source, option = KERNELS[name]
     library = folder / f"{name}.so"
     flags = ["-std=c++17", "-O2", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", option]

@@ -1,23 +1,20 @@
-"""The CUDA casts on a CPU: their dispatch and element arithmetic, compiled for it, behind the functions of `_cuda`."""
+"""The CUDA casts on a CPU: the source of their kernel, compiled for it, behind the functions of `_cuda`."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import cuda_on_host
 import fp8sim
 from fp8sim.cuda import cast as cast_module
 from fp8sim.cuda import launching
 from fp8sim.rounding import Conversion
-
-ROOT = Path(__file__).resolve().parents[2]
-DTYPES = ["float16", "bfloat16", "float32", "float64", "uint8", "uint16", "uint32"]
 
 
 class CastJob(ctypes.Structure):
@@ -38,12 +35,8 @@ class CastJob(ctypes.Structure):
 
 
 def build(folder: Path) -> Any:
-    """The function of `element_on_host.cpp`, which takes a `CastJob`."""
-    library = folder / "element_on_host.so"
-    source = ROOT / "tests" / "element_on_host.cpp"
-    flags = ["-std=c++17", "-O1", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", f"-I{ROOT / 'csrc'}"]
-    subprocess.run(["g++", *flags, str(source), "-o", str(library)], check=True)
-    return ctypes.CDLL(str(library)).convert_on_host
+    """The function of `cast_on_host.cpp`, which takes a `CastJob`."""
+    return cuda_on_host.build("cast", folder).cast_on_host
 
 
 def convert(
@@ -61,8 +54,10 @@ def convert(
 ) -> None:
     """Run what `build` returned, from memory at one address to memory at another."""
     fields = (ctypes.c_uint32 * len(conversion))(*conversion)
-    kinds = (DTYPES.index(name) for name in dtypes)
-    function(ctypes.byref(CastJob(source, target, size, *kinds, fields, seed, stream, offset, random_bits)))
+    kinds = (cuda_on_host.DTYPES.index(name) for name in dtypes)
+    job = CastJob(source, target, size, *kinds, fields, seed, stream, offset, random_bits)
+    error, schedule = ctypes.create_string_buffer(1000), (ctypes.c_int * 3)(1, 0, 0)
+    assert function(ctypes.byref(job), schedule, error, ctypes.c_size_t(len(error))) == 0, error.value.decode()
 
 
 class StandIn:

@@ -10,13 +10,14 @@ void run(const EncodeScaledJob& job, const on_host::Schedule& schedule) {
         constexpr Mode kMode = decltype(mode)::kValue;
         const int blocks = schedule.processors;
         const int64_t size = job.matrices * job.rows * job.columns;
+        const QuickRounding quick = quick_rounding_of(job.conversion);
         const bool aligned = moves_pieces<From, kMode>(job);
         if (job.transposed == nullptr) {
             on_host::run_grid(schedule, blocks, 1, kFlatThreads, 0,
-                              [&] { encode_scaled_kernel<From, kMode>(job, size, aligned); });
+                              [&] { encode_scaled_kernel<From, kMode>(job, quick, size, aligned); });
         } else {
             on_host::run_grid(schedule, blocks, 1, kTransposingThreads, 0, [&] {
-                encode_transposing_kernel<From, kMode>(job, tiling_of(job), aligned, turns_pieces(job));
+                encode_transposing_kernel<From, kMode>(job, quick, tiling_of(job), aligned, turns_pieces(job));
             });
         }
     });

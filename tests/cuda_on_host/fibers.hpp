@@ -65,16 +65,31 @@ struct Block {
     }
 };
 
+constexpr size_t kStack = 1 << 17;
+
+using Stack = std::unique_ptr<char[]>;
+
+// Stacks of fibers that are gone: asking the system for new ones takes longer than what most fibers do.
+inline std::vector<Stack> spare_stacks;
+
+inline Stack take_stack() {
+    if (spare_stacks.empty()) return Stack(new char[kStack]);
+    Stack stack = std::move(spare_stacks.back());
+    spare_stacks.pop_back();
+    return stack;
+}
+
 struct Fiber {
-    static constexpr size_t kStack = 1 << 17;
     ucontext_t context;
-    std::unique_ptr<char[]> stack{new char[kStack]};
+    Stack stack = take_stack();
     int thread;
     Block* block;
     bool finished = false;
     std::function<bool()> ready;
     std::string error;
     std::deque<std::vector<std::function<void()>>> copies{{}};
+
+    ~Fiber() { spare_stacks.push_back(std::move(stack)); }
 };
 
 // A cluster of blocks, and how its fibers take turns.
@@ -173,7 +188,7 @@ inline std::unique_ptr<Fiber> make_fiber(Block& block, int thread) {
     fiber->block = &block;
     getcontext(&fiber->context);
     fiber->context.uc_stack.ss_sp = fiber->stack.get();
-    fiber->context.uc_stack.ss_size = Fiber::kStack;
+    fiber->context.uc_stack.ss_size = kStack;
     fiber->context.uc_link = nullptr;
     makecontext(&fiber->context, run_fiber, 0);
     return fiber;

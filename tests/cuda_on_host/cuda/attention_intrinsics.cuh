@@ -61,13 +61,6 @@ static inline uint32_t round_to_e4m3(float low, float high) {
     return encode<uint32_t>(bit_cast<uint32_t>(low), e4m3) | encode<uint32_t>(bit_cast<uint32_t>(high), e4m3) << 8;
 }
 
-static inline uint32_t round_to_float16_pair(float low, float high) {
-    return round_to_float16(low) | round_to_float16(high) << 16;
-}
-static inline uint32_t round_to_bfloat16_pair(float low, float high) {
-    return round_to_bfloat16(low) | round_to_bfloat16(high) << 16;
-}
-
 static inline uint32_t load_shared_8(uint32_t address) { return *shared(address, 1); }
 
 // ldmatrix (PTX ISA): lane l names row l % 8 of matrix l / 8.

@@ -300,4 +300,13 @@ static inline uint32_t multiply_halves(uint32_t x, uint32_t y) {
     return product;
 }
 
+static inline uint32_t round_to_float16_pair(float low, float high) {
+    return round_to_float16(low) | round_to_float16(high) << 16;
+}
+static inline uint32_t round_to_bfloat16_pair(float low, float high) {
+    return round_to_bfloat16(low) | round_to_bfloat16(high) << 16;
+}
+
+static inline float widen_float16(uint16_t half) { return bit_cast<float>(decode<uint32_t>(half, to_float16())); }
+
 }  // namespace fp8sim
