@@ -161,6 +161,23 @@ def test_triton_converts_as_predicted(name: str, on_tensor_cores: None, monkeypa
     assert found.compared >= 256
 
 
+def test_torch_is_called_as_it_wants_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU as far as torch has it there: the simulator's plans do not hold, but sums of few products are exact."""
+    if torch.cuda.is_available():
+        pytest.skip("a GPU answers for itself: test_hardware_probes.py")
+    rng, before = np.random.default_rng(0), torch.backends.cuda.matmul.fp32_precision
+    numbers = rng.integers(-4, 5, (64, 64)).astype(np.float32)
+    asked = [row.subject for name, row in SM90.items() if row.needs == "torch" and "to float32" not in name]
+    for subject in (subject for subject in asked if subject.size == 64):
+        left = gemms.encoded(numbers, subject.fmt)
+        found = subject.gemm(left, left)
+        wanted = numbers @ numbers.T
+        assert np.array_equal(found, wanted if subject.output == "float32" else gemms.encoded(wanted, subject.output))
+    assert torch.backends.cuda.matmul.fp32_precision == before
+    monkeypatch.setattr(conversions, "RANDOM_PATTERNS", 20_000)
+    assert conversions.examine(CONVERSIONS["torch.mm, operands to tf32"]).rules == ()  # a CPU multiplies float32
+
+
 # Planted differences
 
 PLANTED: dict[str, tuple[Subject, str]] = {
@@ -379,48 +396,72 @@ def test_sections_that_do_not_exist_are_refused(text: str) -> None:
 # Machine code
 
 COMPILED = """
-import json, sys, torch, triton_aot
-from functools import partial
+import json, sys, numpy as np, triton_aot
 from triton.runtime import driver
-from fp8sim.analysis.probing import machine_code
+from fp8sim.analysis.probing import converters, products
+from fp8sim.mma import operand_dtype
 from fp8sim.triton_kernels import probe
 
 probe.require_device = lambda argument, x: None
 driver.set_active(triton_aot.AbsentGpu(90))
-
-def dot(dtype, **options):
-    x = torch.zeros(64, 256, dtype=dtype)
-    factors = (torch.ones(64, 2),) * 2 if options["form"] == "scaled" else None
-    probe.dot(x, x, factors=factors, **options)
-
-calls = {
-    "small": partial(dot, torch.float8_e4m3fn, form="add", block=(16, 64, 128)),
-    "promoted": partial(dot, torch.float8_e4m3fn, form="chain", imprecise=64, block=(64, 64, 128)),
-    "fused": partial(dot, torch.float8_e4m3fn, form="scaled", block=(64, 64, 128)),
-    "rewritten": partial(dot, torch.bfloat16, form="add", block=(64, 64, 64)),
-    "float16 to e5m2": lambda: probe.convert(torch.zeros(1024).half(), torch.float8_e5m2),
-}
-found = {}
+names, found = sys.argv[1:], {}
 with triton_aot.launches_compiled():
-    for name, call in calls.items():
-        with probe.launched() as kernels:
-            call()
-        found[name] = machine_code.of_triton(*kernels)
+    for asked in [row.subject for row in products.rows("sm90") if row.needs == "triton"]:
+        if not names or asked.name in names:
+            x, blocks = np.zeros((64, 512), operand_dtype(asked.fmt)), np.ones((64, 4), np.float32)
+            asked.gemm(x, x, *([blocks, blocks] if asked.factor_block else []))
+            found[asked.name] = asked.machine_code()
+    for asked in [row.converter for row in converters.rows("sm90") if row.needs == "triton"]:
+        if not names or asked.name in names:
+            asked.convert(np.zeros(4096, operand_dtype(asked.source)))
+            found[asked.name] = asked.machine_code()
 print(json.dumps(found))
 """
+"""What Triton makes for sm_90 of every row, with no GPU: name -> its instructions."""
+
+
+def compiled(*names: str) -> dict[str, list[str]]:
+    triton_aot = pytest.importorskip("triton_aot")
+    command = [sys.executable, "-c", COMPILED, *names]
+    done = subprocess.run(command, env=triton_aot.environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, list[str]] = json.loads(done.stdout)
+    return found
+
+
+def check_code(asked: Subject, code: list[str]) -> None:
+    """That instructions are those of the plan: nothing is added outside of the tensor core where no sum ends."""
+    plan = asked.predicted
+    assert plan is not None
+    (product,) = (name for name in code if "MMA" in name)
+    kind = "HMMA" if ".mma" in plan.instruction else "QGMMA" if asked.fmt == E4M3 else "HGMMA"
+    assert product.startswith(f"{kind}."), asked.name
+    fused = asked.factor_block is not None and plan.fused
+    assert ("FFMA" in code) == fused, asked.name
+    assert ("FADD" in code) == ((plan.flush is not None or plan.split_k > 1) and not fused), asked.name
+    assert any(name.startswith("F2FP.F16") for name in code) == (plan.widen is not None), asked.name
 
 
 def test_the_machine_code_is_what_the_predictions_assume() -> None:
-    """Compiled for sm_90 with no GPU; where a plan has no flush, nothing is added outside of the tensor core."""
-    triton_aot = pytest.importorskip("triton_aot")
-    command = [sys.executable, "-c", COMPILED]
-    done = subprocess.run(command, env=triton_aot.environment(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    fp8, half = "QGMMA.64x64x32.F32.E4M3.E4M3", "HMMA.16816.F32"
-    assert json.loads(done.stdout) == {
-        "small": ["F2FP.F16.E4M3.UNPACK_B", half, "FADD"],
-        "promoted": [fp8, "FADD"],
-        "fused": [fp8, "FMUL", "FFMA"],
-        "rewritten": ["HGMMA.64x64x16.F32.BF16"],
-        "float16 to e5m2": ["F2FP.SATFINITE.E5M2.F16.UNPACK_B_MERGE_C"],
-    }
+    added, fused, wide = "Triton += tl.dot, 16x64x64", UNFUSED, "Triton += tl.dot, float16, 64x64x64"
+    promoted, converted = (
+        "Triton tl.dot(acc, max_num_imprecise_acc=64), 64x64x128",
+        "Triton .to, float16 to float8_e5m2",
+    )
+    found = compiled(added, fused, wide, promoted, converted)
+    for name in (added, fused, wide, promoted):
+        check_code(SM90[name].subject, found[name])
+    assert found[converted] == ["F2FP.SATFINITE.E5M2.F16.UNPACK_B_MERGE_C"]
+
+
+@pytest.mark.full
+@pytest.mark.timeout(1200)
+def test_the_machine_code_of_every_row() -> None:
+    found = compiled()
+    for name, row in SM90.items():
+        if row.needs == "triton":
+            check_code(row.subject, found[name])
+    for name, converter in CONVERSIONS.items():
+        if converter.target in (E4M3, "float8_e5m2"):
+            kind = "E4M3" if converter.target == E4M3 else "E5M2"
+            assert found[name][0].startswith(f"F2FP.SATFINITE.{kind}"), name
