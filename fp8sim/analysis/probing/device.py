@@ -64,7 +64,10 @@ def kernels() -> list[Kernel]:
     Raises:
         RuntimeError: it was built without nvcc.
     """
-    require_built()
+    try:
+        require_built()
+    except RuntimeError as error:
+        raise RuntimeError(f"{error}; --only gemms,conversions asks what needs no kernel of it") from error
     from fp8sim import _cuda
 
     return [

@@ -53,6 +53,9 @@ class Options:
         golden: folder of golden vectors to write to; None: none.
         lengths: K of the GEMMs whose order is probed, our own and Triton's for the longest alone; none: no GEMM.
         out: folder for cases of differences.
+
+    Raises:
+        ValueError: something is chosen for instructions, which are not asked.
     """
 
     sections: tuple[str, ...] = SECTIONS
@@ -63,6 +66,13 @@ class Options:
     golden: Path | None = None
     lengths: tuple[int, ...] = (128, 512, 1024, 4096)
     out: Path = Path()
+
+    def __post_init__(self) -> None:
+        if "instructions" not in self.sections and (self.instructions or self.random or self.golden is not None):
+            raise ValueError(
+                f"--instruction, --random and --golden are for instructions, and --only {','.join(self.sections)} "
+                f"leaves them out"
+            )
 
 
 def parse_lengths(text: str) -> tuple[int, ...]:
@@ -91,8 +101,7 @@ def instruments(options: Options) -> list[Instrument]:
     if options.stand_in is None:
         found: list[Instrument] = list(device.instruments())
     else:
-        _empty(options)
-        found = list(_stand_ins(options.stand_in))
+        found = list(_stand_ins(_architecture(options)))
     unknown = [name for name in options.instructions if not any(_begins(x, name) for x in found)]
     if unknown:
         raise ValueError(f"--instruction {', '.join(unknown)}: there are {', '.join(x.takes.name for x in found)}")
@@ -141,8 +150,6 @@ class _Job(NamedTuple):
 
 
 def _empty(options: Options) -> Report:
-    if options.stand_in is not None and options.stand_in not in ARCHITECTURES:
-        raise ValueError(f"--stand-in {options.stand_in}: use one of {', '.join(ARCHITECTURES)}")
     return Report(options.stand_in, device.environment(), options.sections)
 
 
@@ -207,7 +214,11 @@ def _conversion(converter: conversions.Converter, report: Report, advance: Advan
 
 
 def _architecture(options: Options) -> str:
-    return options.stand_in or device.architecture(device.capability())
+    if options.stand_in is None:
+        return device.architecture(device.capability())
+    if options.stand_in not in ARCHITECTURES:
+        raise ValueError(f"--stand-in {options.stand_in}: use one of {', '.join(ARCHITECTURES)}")
+    return options.stand_in
 
 
 def _unavailable(needs: str, options: Options) -> str | None:
