@@ -132,12 +132,19 @@ class BuildExt(build_ext):
             super().build_extension(ext)
 
     def compile_one(self, ext: Extension, source: str) -> str:
-        if source.endswith(".cu"):
-            return self.compile_cuda(ext, source)
+        """The object of a source. One that is there and newer, of a build that was interrupted, is kept."""
+        target = Path(self.build_temp, f"{source}.o")
+        if self.force or not is_newer(str(target), [source, *ext.depends]):
+            compiled = self.compile_cuda(ext, source) if source.endswith(".cu") else self.compile_cpp(ext, source)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(compiled, target)
+        return str(target)
+
+    def compile_cpp(self, ext: Extension, source: str) -> str:
         flags = [*CXXFLAGS, *ISA_FLAGS.get(isa_of(source) or "", []), *EXTRA_CXXFLAGS]
         [compiled] = self.compiler.compile(
             [source],
-            output_dir=self.build_temp,
+            output_dir=str(self.unfinished()),
             macros=ext.define_macros,
             include_dirs=ext.include_dirs,
             extra_postargs=flags,
@@ -145,13 +152,17 @@ class BuildExt(build_ext):
         return str(compiled)
 
     def compile_cuda(self, ext: Extension, source: str) -> str:
-        target = Path(self.build_temp, source).with_suffix(".cu.o")
+        target = self.unfinished() / f"{source}.o"
         target.parent.mkdir(parents=True, exist_ok=True)
         wanted = [*NVCC_TARGETS, *NVCC_MORE_TARGETS.get(Path(source).stem, [])]
         targets = [f"-gencode={pair}" for pair in wanted]
         includes = [f"-I{directory}" for directory in ext.include_dirs]
         self.nvcc([*NVCCFLAGS, NVCC_HOST_FLAGS, *targets, *includes, "-c", source, "-o", str(target)])
         return str(target)
+
+    def unfinished(self) -> Path:
+        """Where compilers write, so that what is stopped halfway is not taken for an object."""
+        return Path(self.build_temp, "unfinished")
 
     def link_cuda(self, ext: Extension) -> None:
         target = Path(self.get_ext_fullpath(ext.name))

@@ -100,6 +100,37 @@ def test_missing_nvcc_is_an_error_only_if_cuda_is_required(tmp_path):
         assert setup_py(tmp_path, "--version", FP8SIM_CUDA=choice, **bare).stdout.strip() == "0.1.0"
 
 
+def test_an_interrupted_build_is_taken_up_where_it_was_left(tmp_path, monkeypatch):
+    monkeypatch.setattr(setuptools, "setup", lambda **_: None)
+    monkeypatch.chdir(ROOT)
+    build = runpy.run_path("setup.py")["BuildExt"](setuptools.Distribution())
+    monkeypatch.chdir(tmp_path)
+    build.build_temp, build.force, compiled = "objects", False, []
+
+    def compile_cpp(ext, source):
+        compiled.append(source)
+        return shutil.copy(source, "unfinished.o")
+
+    monkeypatch.setattr(build, "compile_cpp", compile_cpp)
+    for name in ("one.cpp", "two.cpp", "header.hpp"):
+        Path(name).write_text("")
+        os.utime(name, (1000, 1000))
+    extension = setuptools.Extension("both", ["one.cpp", "two.cpp"], depends=["header.hpp"])
+
+    def build_both():
+        return [build.compile_one(extension, source) for source in extension.sources]
+
+    assert build_both() == build_both() == ["objects/one.cpp.o", "objects/two.cpp.o"]
+    assert compiled == ["one.cpp", "two.cpp"]
+    os.utime("two.cpp")
+    os.utime("objects/two.cpp.o", (1000, 1000))
+    build_both()
+    assert compiled == ["one.cpp", "two.cpp", "two.cpp"]
+    os.utime("header.hpp", (2**31 - 1, 2**31 - 1))
+    build_both()
+    assert compiled[3:] == ["one.cpp", "two.cpp"]
+
+
 def test_headers_of_pybind11_may_be_those_that_torch_carries(monkeypatch):
     """A machine that only lends a GPU has torch, and nothing can be installed there."""
     monkeypatch.chdir(ROOT)
