@@ -334,4 +334,5 @@ def test_everything_runs_on_the_stand_in(tmp_path: Path) -> None:
         file = json.loads((tmp_path / "results" / f"gpu_{suite}.json").read_text())
         assert file["machine"]["stand_in"]
         assert file["complete"]
-        assert {row["verdict"] for row in file["rows"]} == {"stand-in"}
+        for row in file["rows"]:  # the kernels in CUDA C++ run on a GPU alone
+            assert row["verdict"] == ("absent" if ", cuda" in row["name"] else "stand-in"), row["name"]
