@@ -13,6 +13,7 @@ import importlib
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,7 @@ def smi(device: Device) -> dict[str, str] | None:
 
 def run(suite: str, device: Device, text: str, samples: int, out: Path | None) -> list[Row]:
     """Measure the cases of a suite whose names contain `text`; the file has what is known after each."""
+    prepare(out, device)
     found = {"schema": SCHEMA, "suite": suite, "machine": machine(device)}
     products, failed = rates(device, samples)
     found["rates"] = {"copy": copy_rate(device, samples), "products": products, "failed": failed}
@@ -111,12 +113,23 @@ def run(suite: str, device: Device, text: str, samples: int, out: Path | None) -
     return rows
 
 
-def save(found: dict[str, Any], out: Path | None) -> None:
+def prepare(out: Path | None, device: Device) -> None:
+    """Make the folder of results. SystemExit where it cannot be, or where the stand-in's do not belong."""
     if out is None:
         return
-    if found["machine"]["stand_in"] and RESULTS.resolve() in [out.resolve(), *out.resolve().parents]:
+    if device.is_stand_in and RESULTS.resolve() in [out.resolve(), *out.resolve().parents]:
         raise SystemExit(f"--out {out}: the stand-in measures nothing, and its files do not belong there")
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()
+    except OSError as error:
+        raise SystemExit(f"--out {out}: cannot write there ({error.strerror}); name another folder") from error
+
+
+def save(found: dict[str, Any], out: Path | None) -> None:
+    """Write a file of results; one that is interrupted leaves what was there."""
+    if out is None:
+        return
     path = out / f"gpu_{found['suite']}.json"
     path.with_suffix(".part").write_text(json.dumps(found, indent=1) + "\n")
     path.with_suffix(".part").replace(path)

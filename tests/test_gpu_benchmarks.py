@@ -362,6 +362,15 @@ def test_results_of_the_stand_in_are_kept_apart(monkeypatch: pytest.MonkeyPatch)
     assert not (gpu_run.RESULTS / "nvidia-h200" / "gpu_casts.json").exists()
 
 
+def test_a_folder_that_cannot_be_written_to_is_refused_before_anything_is_measured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(gpu_run, "rates", lambda *_: pytest.fail("measured"))
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match=r"file: cannot write there \(File exists\); name another folder"):
+        gpu_run.run("casts", STAND_IN, "", 1, tmp_path / "file")
+
+
 @interpreted
 def test_without_a_gpu_nothing_is_measured(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("sys.argv", ["gpu_run"])
