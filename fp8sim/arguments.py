@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import numbers
+import sys
 from typing import Any
 
 import torch
@@ -28,14 +28,14 @@ def check_number(argument: str, value: Any, expected: str = "a number") -> None:
 def check_finite(argument: str, value: Any) -> None:
     """TypeError or ValueError unless `value` is a finite number."""
     check_number(argument, value)
-    if not abs(value) < math.inf:
+    if not abs(value) <= sys.float_info.max:
         raise ValueError(f"{argument}={value}: expected a finite number")
 
 
 def check_positive(argument: str, value: Any) -> None:
     """TypeError or ValueError unless `value` is a positive finite number."""
     check_number(argument, value)
-    if not 0 < value < math.inf:
+    if not 0 < value <= sys.float_info.max:
         raise ValueError(f"{argument}={value}: expected a positive finite number")
 
 
@@ -61,9 +61,14 @@ def check_probability(argument: str, value: Any) -> None:
 
 
 def check_integer(argument: str, value: Any, expected: str = "an integer") -> None:
-    """TypeError unless `value` is a whole number: of Python, of NumPy, or of a compiler. A bool is none."""
+    """TypeError unless `value` is a whole number: of Python, of NumPy, or of a compiler, ValueError above 64 bits.
+
+    A bool is none.
+    """
     if isinstance(value, bool) or not isinstance(value, (numbers.Integral, torch.SymInt)):
         raise TypeError(f"{argument}={value!r} is a {type(value).__name__}: expected {expected}")
+    if not -(2**63) <= value < 2**63:  # type: ignore[operator]
+        raise ValueError(f"{argument}={value}: expected {expected}, of 64 bits")
 
 
 def check_flag(argument: str, value: Any) -> None:
@@ -73,11 +78,13 @@ def check_flag(argument: str, value: Any) -> None:
 
 
 def check_tensor(argument: str, x: Any) -> None:
-    """TypeError unless x is a torch tensor."""
+    """TypeError unless x is a torch tensor of plain memory."""
     if not isinstance(x, torch.Tensor):
         raise TypeError(
             f"{argument} is a {type(x).__name__}: expected a torch tensor; torch.as_tensor({argument}) makes one"
         )
+    if x.layout is not torch.strided:
+        raise TypeError(f"{argument} has layout {x.layout}: expected torch.strided; use {argument}.to_dense()")
 
 
 def check_floating(argument: str, x: Any, dtypes: tuple[torch.dtype, ...] = FLOATING) -> None:
@@ -94,6 +101,25 @@ def check_like(argument: str, x: torch.Tensor, other: str, like: torch.Tensor) -
             f"{argument} is {list(x.shape)} on {x.device}: expected the shape and device of {other}, "
             f"{list(like.shape)} on {like.device}"
         )
+
+
+def check_text(argument: str, value: Any, expected: str) -> None:
+    """TypeError unless `value` is a str."""
+    if not isinstance(value, str):
+        raise TypeError(f"{argument}={value!r} is a {type(value).__name__}: expected {expected}")
+
+
+def check_same(dtype: bool = True, **tensors: torch.Tensor | None) -> None:
+    """ValueError unless all tensors are on the first one's device, and of its dtype if that is asked for."""
+    (first, x), *others = tensors.items()
+    assert x is not None
+    for name, other in others:
+        if other is None:
+            continue
+        if other.device != x.device:
+            raise ValueError(f"{name} is on {other.device} and {first} on {x.device}: move one with .to()")
+        if dtype and other.dtype != x.dtype:
+            raise ValueError(f"{name} is {other.dtype} and {first} {x.dtype}: convert one with .to()")
 
 
 def check_broadcast(**operands: torch.Tensor) -> None:

@@ -256,8 +256,8 @@ def p3109_formats(bits: int) -> list[Format]:
     ]
 
 
-def parse(text: str | Format) -> Format:
-    """The format that `text` names: a name, an alias, a P3109 name, or `str()` of any format.
+def parse(text: str | Format, argument: str = "fmt") -> Format:
+    """The format that `text`, an `argument`, names: a name, an alias, a P3109 name, or `str()` of any format.
 
     Raises:
         ValueError: no such format; the message lists the names.
@@ -266,7 +266,9 @@ def parse(text: str | Format) -> Format:
     if isinstance(text, Format):
         return text
     if not isinstance(text, str):
-        raise TypeError(f"fmt={text!r} is a {type(text).__name__}: expected a Format or its name, such as 'e4m3'")
+        raise TypeError(
+            f"{argument}={text!r} is a {type(text).__name__}: expected a Format or its name, such as 'e4m3'"
+        )
     found = _by_name(text) or _from_spec(text.replace(" ", ""))
     if found is None:
         raise ValueError(f"unknown format {text!r}: use one of {', '.join([*FORMATS, *ALIASES])}, or binary8p4se")

@@ -119,7 +119,7 @@ float16 of torch and NumPy, which keep what fits of a payload (the quiet NaN of 
 
 def preset_policy(name: str, fmt: Format) -> Policy:
     """The policy of preset `name` for `fmt`. ValueError for an unknown preset, or a format that it has none for."""
-    if name not in PRESETS:
+    if not isinstance(name, str) or name not in PRESETS:
         raise ValueError(f"preset={name!r}: use one of {', '.join(PRESETS)}")
     if fmt.name not in PRESETS[name]:
         raise ValueError(f"preset={name!r} says nothing of {fmt}: it has {', '.join(PRESETS[name])}")

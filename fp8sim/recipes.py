@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from fp8sim.arguments import check_text
 from fp8sim.formats import parse as parse_format
 from fp8sim.quantizers import Quantizer
 from fp8sim.recipe_parts import (
@@ -224,9 +225,11 @@ def parse(text: str | Recipe) -> Recipe:
 
     Raises:
         ValueError: no such recipe; the message lists the names.
+        TypeError: neither text nor a `Recipe`.
     """
     if isinstance(text, Recipe):
         return text
+    check_text("recipe", text, "a Recipe or its name, such as 'fp32'")
     if text in RECIPES:
         return RECIPES[text]
     if text.startswith("{"):

@@ -16,7 +16,7 @@ def autocast(*operands: torch.Tensor) -> tuple[torch.Tensor, ...]:
     float64 stays, as in torch, and so do codes and FP8 numbers.
     """
     device = operands[0].device.type
-    if not _is_on(device):
+    if not is_autocasting(device):
         return operands
     dtype = torch.get_autocast_dtype(device)
     return tuple(x.to(dtype) if x.dtype in FLOATS else x for x in operands)
@@ -24,8 +24,9 @@ def autocast(*operands: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 def without_autocast(device: str) -> AbstractContextManager[object]:
     """A block in which torch's operations on that type of device have the dtypes of their operands."""
-    return torch.autocast(device, enabled=False) if _is_on(device) else contextlib.nullcontext()
+    return torch.autocast(device, enabled=False) if is_autocasting(device) else contextlib.nullcontext()
 
 
-def _is_on(device: str) -> bool:
+def is_autocasting(device: str) -> bool:
+    """Whether `torch.autocast` is enabled for tensors on that type of device."""
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)

@@ -102,7 +102,8 @@ def will_fp8_pay(
         ValueError: a size below 1, a device without rates; `measure` and `rates` together.
         RuntimeError: nothing can be measured here.
     """
-    if not all(isinstance(size, numbers.Integral) for size in (M, N, K)) or min(M, N, K) < 1:
+    sizes = (M, N, K)
+    if not all(isinstance(size, numbers.Integral) for size in sizes) or min(sizes) < 1 or max(sizes) >= 2**63:
         raise ValueError(f"M={M!r}, N={N!r}, K={K!r}: sizes of 1 or more, in whole numbers")
     if measure and rates is not None:
         raise ValueError("measure=True and rates=: give one of them")

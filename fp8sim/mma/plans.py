@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import TypeVar
 
 from fp8sim import formats
+from fp8sim.arguments import check_text
 from fp8sim.mma.names import is_instruction
 from fp8sim.rounding import Rounding
 
@@ -145,6 +146,7 @@ def parse(text: str | GemmPlan) -> GemmPlan:
     """
     if isinstance(text, GemmPlan):
         return text
+    check_text("plan", text, "a GemmPlan, an instruction or the text of a plan")
     if text in PLANS:
         return PLANS[text]
     instruction, *parts = text.split(";")

@@ -8,11 +8,14 @@ import numpy as np
 import torch
 
 from fp8sim import array_memory, backends, casting, formats, presets
+from fp8sim.arguments import FLOATING, check_floating, names
 from fp8sim.derivatives import differentiable_once
 from fp8sim.formats import Format
 from fp8sim.ops.library import constant_result, register
 from fp8sim.random_bits import check, signed64
 from fp8sim.rounding import Overflow, Rounding, member
+
+_CODES = (torch.uint8, torch.uint16, torch.uint32)
 
 _Array = TypeVar("_Array", "np.ndarray[Any, Any]", torch.Tensor)
 
@@ -135,6 +138,12 @@ def _preset(fmt: str | Format, name: str, rounding: Rounding | str, overflow: Ov
     return f"{parsed}:{name}"
 
 
+@constant_result
+def _grad_policy(fmt: str | Format) -> str:
+    """The policy of gradients. Errors name `grad_format`."""
+    return policy_text(formats.parse(fmt, "grad_format"), Rounding.TIES_TO_EVEN, Overflow.SATURATE)[0]
+
+
 def _arguments(
     op: str,
     x: torch.Tensor,
@@ -145,6 +154,7 @@ def _arguments(
     random: _Random,
 ) -> tuple[Any, ...]:
     """The arguments of the registered `op` after `x`: the seed as a tensor, 64-bit patterns as int64."""
+    check_floating("x", x)
     backend = backends.select(op, x.device.type)
     if preset is None:
         policy, mode = policy_text(fmt, rounding, overflow)
@@ -223,20 +233,23 @@ def cast(
     """
     random = _Random(seed, stream, offset, random_bits)
     if not isinstance(x, torch.Tensor):
-        if grad_format is not None:
-            raise ValueError("grad_format is for torch tensors: NumPy arrays have no gradient")
+        if grad_format is not None and isinstance(x, np.ndarray | np.generic):
+            raise ValueError("grad_format of an x in NumPy: it is for torch tensors: NumPy arrays have no gradient")
         options: dict[str, Any] = {"preset": preset, "out": out, **random._asdict()}
         return casting.cast(x, fmt, rounding=rounding, overflow=overflow, **options)
     arguments = _arguments("cast", x, fmt, rounding, overflow, preset, random)
     if out is not None:
         return _cast_into(x, arguments, out, random)
-    grad_policy = None if grad_format is None else policy_text(grad_format, Rounding.TIES_TO_EVEN, Overflow.SATURATE)[0]
+    grad_policy = None if grad_format is None else _grad_policy(grad_format)
     result: torch.Tensor = _Cast.apply(x, arguments, grad_policy)  # type: ignore[no-untyped-call]
     return result
 
 
 def _cast_into(x: torch.Tensor, arguments: tuple[Any, ...], out: torch.Tensor, random: _Random) -> torch.Tensor:
     """`cast` with `out=`, which records no gradient."""
+    if not isinstance(out, torch.Tensor) or out.dtype != x.dtype:
+        got = out.dtype if isinstance(out, torch.Tensor) else type(out).__name__
+        raise TypeError(f"out is {got}: expected a torch tensor of x's dtype, {x.dtype}")
     if torch.is_grad_enabled() and (x.requires_grad or out.requires_grad):
         raise ValueError("out= is refused when a gradient is needed: drop it, or call under torch.no_grad()")
     fmt, options = _parse(arguments[0])
@@ -291,7 +304,19 @@ def decode(codes: _Array, fmt: str | Format, *, dtype: Any = None) -> _Array:
     """
     if not isinstance(codes, torch.Tensor):
         return casting.decode(codes, fmt, dtype=np.float32 if dtype is None else dtype)
+    check_floating("codes", codes, _CODES)
     backend = backends.select("decode", codes.device.type)
-    name = "float32" if dtype is None else array_memory.dtype_name(dtype)
+    name = "float32" if dtype is None else _float_name(dtype)
     result: torch.Tensor = _decode_op(codes, format_text(fmt), getattr(torch, name), backend)
     return result
+
+
+def _float_name(dtype: Any) -> str:
+    """The name of one of four dtypes, given as any library has it. TypeError for any other."""
+    try:
+        name = array_memory.dtype_name(dtype)
+    except TypeError:
+        name = ""
+    if getattr(torch, name, None) not in FLOATING:
+        raise TypeError(f"dtype={dtype!r}: expected {names(FLOATING)}")
+    return name

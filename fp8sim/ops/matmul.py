@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from fp8sim import backends, quantizers, recipes
-from fp8sim.arguments import check_floating, check_tensor
+from fp8sim.arguments import check_floating, check_tensor, check_text
 from fp8sim.derivatives import differentiable_once
 from fp8sim.ops.library import constant_result, register
 from fp8sim.quantizers import Quantizer
@@ -274,6 +274,7 @@ def matmul(
 def _resolved(a: torch.Tensor, recipe: str | Recipe, scales: Scales | None, name: str) -> tuple[Any, ...]:
     """What a Function takes after its tensors. Factors are made anew: a compiler of dynamic shapes takes the numbers of
     a global for variables, for which a Function's gradients fail."""
+    check_text("name", name, "what observers call this operation")
     scales = Scales() if scales is None else scales
     recipe = recipes.parse(recipe)
     gemms = (recipe.output.as_strings, recipe.grad_input.as_strings, recipe.grad_weight.as_strings)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from fp8sim.arguments import check_flag
 from fp8sim.quantizers import Quantizer
 from fp8sim.simulate import tensor_core
 from fp8sim.torch_autocast import without_autocast
@@ -56,6 +57,7 @@ _deterministic = False
 def set_deterministic(on: bool) -> None:
     """With `on`, refuse to add products by BLAS, whose order differs between machines and numbers of threads."""
     global _deterministic
+    check_flag("on", on)
     _deterministic = on
 
 

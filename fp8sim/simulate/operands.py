@@ -83,7 +83,7 @@ def operands(x: Any, argument: str, fmt: str | Format | None, scale_inv: Any) ->
     if codes.ndim < 2:
         raise ValueError(f"{argument} has shape {list(codes.shape)}: expected two axes or more")
     if scale_inv is not None:
-        scale_inv = _float32(scale_inv)
+        scale_inv = _float32(scale_inv, f"{argument}_scale_inv")
     if argument == "b":
         codes = codes.swapaxes(-1, -2)
         scale_inv = scale_inv if scale_inv is None or scale_inv.ndim < 2 else scale_inv.swapaxes(-1, -2)
@@ -122,11 +122,13 @@ def _block(count: int, length: int, argument: str, shape: tuple[int, ...]) -> in
     return max(sizes)
 
 
-def _float32(x: Any) -> Array:
+def _float32(x: Any, argument: str) -> Array:
     """x rounded to float32, subnormal numbers too, whatever the process does with them."""
     array = np.asarray(x)
     if array.dtype == np.float32:
         return array
+    if array.dtype.kind not in "fiu" and array.dtype.name != "bfloat16":
+        raise TypeError(f"{argument} holds {array.dtype.name}: expected numbers of 64 bits or fewer")
     return casting.encode(array.astype(np.float64), "float32", overflow="INFINITY").view(np.float32)
 
 
@@ -139,7 +141,7 @@ def _quantized(x: QuantizedTensor, argument: str) -> Operands:
         raise ValueError(f"{argument} has shape {list(codes.shape)}: expected two axes or more")
     rows, k = codes.shape[-2:]
     granularity = spec.granularity
-    inverse = _float32(x.scale_inv())
+    inverse = _float32(x.scale_inv(), f"{argument}_scale_inv")
     if granularity.is_whole_tensor:
         return Operands(argument, codes, name, np.full((rows, 1), inverse, np.float32), None)
     row_of = np.arange(rows) // (granularity.rows or max(1, rows))
@@ -163,7 +165,7 @@ def _codes(x: Any, argument: str, fmt: str | Format | None) -> tuple[Array, str]
     """The codes of an array or tensor and their format's name."""
     if not isinstance(x, np.ndarray | torch.Tensor):
         raise TypeError(f"{argument} is a {type(x).__name__}: expected a QuantizedTensor, a NumPy array or a tensor")
-    wanted = "float64" if fmt == "float64" else None if fmt is None else str(formats.parse(fmt))
+    wanted = "float64" if fmt == "float64" else None if fmt is None else str(formats.parse(fmt, f"{argument}_format"))
     dtype = array_memory.dtype_name(x.dtype)
     if dtype in _VALUES:
         return _values(x, argument, dtype, wanted)

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from fp8sim import array_memory, casting, formats
+from fp8sim.arguments import check_text
 from fp8sim.formats import Format
 from fp8sim.mma import gemm, plans
 from fp8sim.mma.models import MmaModel
@@ -37,12 +38,17 @@ def matmul(
     """`fp8sim.matmul` (`fp8sim.ops.tensor_core`), which describes arguments, result and errors."""
     order = _plan(accumulate, plan)
     left, right = operands(a, "a", a_format, a_scale_inv), operands(b, "b", b_format, b_scale_inv)
-    model = gemm.resolve(order, left.format, right.format)
+    try:
+        model = gemm.resolve(order, left.format, right.format)
+    except ValueError as error:
+        raise ValueError(f"a and b cannot be multiplied: {error}") from error
     sums = _sums(left, right, c, order, model)
     return _output(sums, output, order, a.codes if isinstance(a, QuantizedTensor) else a)
 
 
 def _plan(accumulate: str | None, plan: str | GemmPlan | None) -> GemmPlan:
+    if accumulate is not None:
+        check_text("accumulate", accumulate, "an instruction, such as 'sm90.wgmma'")
     if accumulate is not None and not is_instruction(accumulate):
         raise ValueError(f"accumulate={accumulate!r} is no instruction: 'fp8sim mma' lists them; a plan goes to plan=")
     if plan is None:
@@ -88,7 +94,7 @@ def _start(c: Any, shape: tuple[int, ...], model: MmaModel) -> NDArray[Any]:
 def _output(sums: NDArray[Any], output: str, plan: GemmPlan, like: Any) -> Any:
     """The finished sums in the output's format, of the kind of `like`."""
     try:
-        name = "float64" if output == "float64" else str(formats.parse(output))
+        name = "float64" if output == "float64" else str(formats.parse(output, "output"))
     except ValueError as error:
         raise ValueError(f"output={output!r}: {error}") from error
     result: Any = torch.from_numpy(sums) if isinstance(like, torch.Tensor) else sums

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 
-from fp8sim.arguments import check_flag, check_positive, check_probability
+from fp8sim.arguments import check_flag, check_float32_factor, check_positive, check_probability
 from fp8sim.unit_scaling.constraints import constrain, interpolate
 
 _RELU_ALPHA = math.sqrt(2 / (1 - 1 / math.pi))
@@ -121,7 +121,7 @@ def attention(
 
 def _weight(mult: float, c: float) -> float:
     """1 / (1 + c / m^2)."""
-    check_positive("mult", mult)
+    check_float32_factor("mult", mult)
     return 1 / (1 + c / mult**2)
 
 

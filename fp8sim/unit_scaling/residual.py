@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import NamedTuple
 
 from fp8sim.arguments import check_number
@@ -31,7 +32,7 @@ def residual(tau: float, convention: str = "ratio") -> ResidualScales:
         raise ValueError(f"convention={convention!r}: use 'ratio' or 'share'")
     check_number("tau", tau)
     # Comparisons alone: math.isfinite of a variable cannot be compiled into a graph.
-    if not (0 <= tau < math.inf and (convention != "share" or tau <= 1)):
+    if not (0 <= tau <= sys.float_info.max and (convention != "share" or tau <= 1)):
         allowed = "0 to 1" if convention == "share" else "a finite number, 0 or more"
         raise ValueError(f"tau={tau}: as a {convention} it is {allowed}")
     if convention == "share":

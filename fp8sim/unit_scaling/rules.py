@@ -248,7 +248,7 @@ def cross_entropy(classes: int, label_smoothing: float = 0.0) -> float:
     """
     check_number("label_smoothing", label_smoothing)
     if classes < 2:
-        raise ValueError(f"classes={classes}: cross-entropy needs at least 2")
+        raise ValueError(f"classes={classes}: cross-entropy of an input with V classes needs at least 2")
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"label_smoothing={label_smoothing}: at least 0 and below 1, where the gradient is zero")
     return classes / math.sqrt(classes - 1) / (1 - label_smoothing)

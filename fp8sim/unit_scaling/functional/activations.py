@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from fp8sim.arguments import check_flag, check_floating
+from fp8sim.arguments import check_flag, check_floating, check_same
 from fp8sim.derivatives import differentiable_once
 from fp8sim.recipes import Recipe
 from fp8sim.unit_scaling import rules
@@ -175,6 +175,7 @@ def silu_glu(
     """
     check_floating("input", input)
     check_floating("gate", gate)
+    check_same(dtype=False, input=input, gate=gate)
     if input.shape != gate.shape or input.dtype != gate.dtype:
         raise ValueError(
             f"input and gate must share shape and dtype, got {list(input.shape)} of {input.dtype} and "

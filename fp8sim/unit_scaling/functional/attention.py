@@ -11,12 +11,13 @@ from torch.nn import functional as F
 from fp8sim import recipes
 from fp8sim.arguments import (
     FLOATING,
-    check_finite,
     check_flag,
+    check_float32,
+    check_float32_factor,
     check_floating,
     check_integer,
-    check_positive,
     check_probability,
+    check_same,
     names,
 )
 from fp8sim.derivatives import differentiable_once
@@ -152,9 +153,16 @@ def scaled_dot_product_attention(
     _check_options(scale, scale_power, factor_length, factor_causal, root_softmax)
     check_probability("dropout_p", dropout_p)
     kept = rules.dropout(dropout_p)
-    check_positive("mult", mult)
+    check_float32_factor("mult", mult)
     recipe = recipes.parse(recipe)
+    if plan is None and recipe.attention is not None:
+        plan = recipe.attention.plan
     query, key, value = autocast(query, key, value)
+    if plan is None:
+        for label, x in (("query", query), ("key", key), ("value", value)):
+            check_floating(label, x)
+        check_same(query=query, key=key, value=value)
+        check_same(dtype=False, query=query, attn_mask=attn_mask)
     width = max(1, query.shape[-1])
     if scale is None:
         scale = width ** -((1.0 if recipe.is_unit_scaled else 0.5) if scale_power is None else scale_power)
@@ -172,8 +180,6 @@ def scaled_dot_product_attention(
         )
     options: dict[str, Any] = {"scale": scale, "enable_gqa": enable_gqa}
     products = recipe.attention_products
-    if plan is None and recipe.attention is not None:
-        plan = recipe.attention.plan
     if plan is not None:
         if products is not None or root_softmax:
             raise ValueError(f"plan={plan}: not with root_softmax, or quantized GEMMs in recipe {recipe.name!r}")
@@ -253,7 +259,7 @@ def _check_mask(attn_mask: torch.Tensor, query: torch.Tensor, key: torch.Tensor,
 def _check_options(scale: Any, scale_power: Any, factor_length: Any, factor_causal: Any, root_softmax: Any) -> None:
     for name, number in (("scale", scale), ("scale_power", scale_power)):
         if number is not None:
-            check_finite(name, number)
+            check_float32(name, number)
     if factor_length is not None:
         check_integer("factor_length", factor_length)
         if factor_length < 1:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from fp8sim.arguments import FLOATS, check_floating
+from fp8sim.arguments import FLOATS, check_floating, check_like, check_same, check_tensor
 from fp8sim.formats import Format
 from fp8sim.ops import activations, cross_entropy, rms_norm
 from fp8sim.ops.encoded import Encoded
@@ -66,6 +66,10 @@ def silu_glu_encode(
     Returns, Raises: as for `gelu_encode`.
     """
     check_floating("input", input, FLOATS)
+    if gate is not None:
+        check_floating("gate", gate, FLOATS)
+        check_like("gate", gate, "input", input)
+        check_same(input=input, gate=gate)
     factor = rules.silu_glu(mult) if is_unit_scaled(recipe) else 1.0
     return activations.silu_glu_encode(input, gate, fmt, mult=mult, factor=factor, **cast)
 
@@ -90,6 +94,7 @@ def rms_norm_encode(
     check_floating("input", input, FLOATS)
     if weight is not None:
         check_floating("weight", weight, FLOATS)
+        check_same(dtype=False, input=input, weight=weight)
         if weight.shape != input.shape[-1:]:
             raise ValueError(f"weight has shape {list(weight.shape)}: expected {list(input.shape[-1:])}, input's last")
     unit_scaled = weight is not None and is_unit_scaled(recipe)
@@ -124,6 +129,10 @@ def fused_cross_entropy(
     check_floating("input", input, FLOATS)
     if input.ndim == 0:
         raise ValueError("input has no dimension: fused_cross_entropy takes logits [..., V]")
+    check_tensor("target", target)
+    if weight is not None:
+        check_floating("weight", weight, FLOATS)
+    check_same(dtype=False, input=input, target=target, weight=weight)
     beta = rules.cross_entropy(input.shape[-1], label_smoothing) if is_unit_scaled(recipe) else None
     options |= {"label_smoothing": label_smoothing, "in_place": in_place, "beta": beta}
     return cross_entropy.cross_entropy(input, target, weight, **options)

@@ -9,7 +9,15 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from fp8sim.arguments import FLOATING, check_finite, check_floating, check_integer, check_number, check_positive
+from fp8sim.arguments import (
+    FLOATING,
+    check_finite,
+    check_float32_factor,
+    check_floating,
+    check_integer,
+    check_number,
+    check_same,
+)
 from fp8sim.recipes import Recipe
 from fp8sim.simulate.scale import scale_bwd, scale_fwd
 from fp8sim.unit_scaling import rules
@@ -60,10 +68,13 @@ def cross_entropy(
     """
     by_class = _check_target(input, target)
     _check_weight(weight, input)
+    check_same(dtype=False, input=input, target=target, weight=weight)
     _check_reduction(reduction)
     check_integer("ignore_index", ignore_index)
     check_number("label_smoothing", label_smoothing)
-    check_positive("mult", mult)
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"label_smoothing={label_smoothing}: at least 0 and at most 1")
+    check_float32_factor("mult", mult)
     check_finite("z_loss", z_loss)
     if by_class and target.dtype == torch.int32:
         target = target.long()
@@ -111,6 +122,7 @@ def mse_loss(
     """
     check_floating("input", input)
     check_floating("target", target)
+    check_same(dtype=False, input=input, target=target)
     if input.shape != target.shape:
         raise ValueError(
             f"input and target must share a shape, got {list(input.shape)} and {list(target.shape)}: use .expand_as()"
@@ -159,9 +171,9 @@ def _check_target(input: torch.Tensor, target: torch.Tensor) -> bool:
     by_class = not target.is_floating_point()
     if target.shape != (classes_dropped if by_class else input.shape):
         raise ValueError(
-            f"cross_entropy takes logits [B, V, ...] and classes [B, ...] or probabilities [B, V, ...], got "
-            f"{list(input.shape)} and {list(target.shape)} of {target.dtype}: move the classes to dimension 1 with "
-            f".movedim(-1, 1), or flatten the others"
+            f"cross_entropy takes logits [B, V, ...] as input and classes [B, ...] or probabilities [B, V, ...] as "
+            f"target, got {list(input.shape)} and {list(target.shape)} of {target.dtype}: move the classes to "
+            f"dimension 1 with .movedim(-1, 1), or flatten the others"
         )
     return by_class
 

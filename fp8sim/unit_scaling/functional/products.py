@@ -8,11 +8,12 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from fp8sim.arguments import check_floating, check_integer
+from fp8sim.arguments import check_floating, check_integer, check_same
 from fp8sim.ops import matmul as ops
 from fp8sim.ops.matmul import check_weights
 from fp8sim.recipes import Recipe
 from fp8sim.simulate.scale import scale_bwd
+from fp8sim.torch_autocast import is_autocasting
 from fp8sim.unit_scaling import rules
 from fp8sim.unit_scaling.functional.common import UNIT_SCALED, count_rows, count_tokens, is_unit_scaled
 
@@ -237,6 +238,7 @@ def _single(argument: str, value: int | tuple[int], least: int = 1) -> int:
 def _check_convolution(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, groups: int) -> None:
     check_floating("input", input)
     check_floating("weight", weight)
+    check_same(dtype=not is_autocasting(input.device.type), input=input, weight=weight)
     check_integer("groups", groups)
     fits = input.ndim in (2, 3) and weight.ndim == 3 and groups >= 1
     if not fits or input.shape[-2] != weight.shape[1] * groups or weight.shape[0] % groups or 0 in weight.shape:
@@ -247,5 +249,6 @@ def _check_convolution(input: torch.Tensor, weight: torch.Tensor, bias: torch.Te
     if bias is None:
         return
     check_floating("bias", bias)
+    check_same(dtype=False, input=input, bias=bias)
     if bias.shape != weight.shape[:1]:
         raise ValueError(f"bias has shape {list(bias.shape)}: expected [O] = [{weight.shape[0]}], the rows of weight")

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from fp8sim.arguments import check_broadcast, check_floating, check_number
+from fp8sim.arguments import check_broadcast, check_floating, check_number, check_same
 from fp8sim.derivatives import differentiable_once
 from fp8sim.recipes import Recipe
 from fp8sim.unit_scaling import rules
@@ -66,9 +66,12 @@ def add(
         tensor, number = (input, other) if isinstance(input, torch.Tensor) else (other, input)
         check_number("input" if tensor is other else "other", number)
         return torch.as_tensor(tensor + number)
+    check_floating("input", input)
+    check_floating("other", other)
+    check_same(dtype=False, input=input, other=other)
+    check_broadcast(input=input, other=other)
     if not is_unit_scaled(recipe):
         return input + other
-    check_broadcast(input=input, other=other)
     total = torch.broadcast_shapes(input.shape, other.shape).numel()
     repeats = [max(1, total // max(1, x.numel())) for x in (input, other)]
     if batch_tokens is not None:
@@ -165,6 +168,7 @@ def residual_add(
     """
     check_floating("branch", branch)
     check_floating("skip", skip)
+    check_same(dtype=False, branch=branch, skip=skip)
     if branch.shape != skip.shape:
         raise ValueError(
             f"branch and skip must share a shape, got {list(branch.shape)} and {list(skip.shape)}: a branch returns "

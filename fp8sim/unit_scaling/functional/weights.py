@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Sequence
 from math import prod
 from typing import Any
@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from fp8sim.arguments import check_floating, check_integer, check_number
+from fp8sim.arguments import check_floating, check_integer, check_number, check_same
 from fp8sim.derivatives import differentiable_once
 from fp8sim.recipes import Recipe
 from fp8sim.simulate.scale import scale_bwd
+from fp8sim.torch_autocast import is_autocasting
 from fp8sim.unit_scaling import rules
 from fp8sim.unit_scaling.functional.common import UNIT_SCALED, apply, count_tokens, is_unit_scaled
 
@@ -52,10 +53,14 @@ def embedding(
     """
     check_floating("input", input, (torch.int64, torch.int32))
     check_floating("weight", weight)
-    if weight.ndim != 2:
-        raise ValueError(f"weight has shape {list(weight.shape)}: expected [V, W]")
+    check_same(dtype=False, input=input, weight=weight)
+    if weight.ndim != 2 or weight.shape[0] == 0:
+        raise ValueError(f"weight has shape {list(weight.shape)}: expected [V, W], V at least 1")
+    rows = weight.shape[0]
     if padding_idx is not None:
         check_integer("padding_idx", padding_idx)
+        if not -rows <= padding_idx < rows:
+            raise ValueError(f"padding_idx={padding_idx}: expected one of weight's rows, -{rows} to {rows - 1}")
     if is_unit_scaled(recipe):
         if max_norm is not None or scale_grad_by_freq:
             raise ValueError(
@@ -63,7 +68,10 @@ def embedding(
                 f"sets; leave them out, or use a recipe of the standard parametrization"
             )
         weight = scale_bwd(weight, rules.embedding(weight.shape[0], count_tokens(batch_tokens, input.numel())))
-    return F.embedding(input, weight, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse)
+    try:
+        return F.embedding(input, weight, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse)
+    except IndexError as error:
+        raise IndexError(f"input holds an index outside of weight's rows, 0 to {rows - 1}") from error
 
 
 def layer_norm(
@@ -95,6 +103,8 @@ def layer_norm(
         TypeError: tensors of another dtype, or none; an option of another kind.
     """
     shape = _check_norm(input, normalized_shape, weight=weight, bias=bias)
+    if not is_autocasting(input.device.type):
+        _check_parameters(input, weight=weight, bias=bias)
     _check_eps(eps)
     weight, bias = (_gain(p, input, shape, recipe, batch_tokens) for p in (weight, bias))
     return F.layer_norm(input, list(shape), weight, bias, eps)
@@ -170,14 +180,27 @@ def _check_norm(
         if parameter is None:
             continue
         check_floating(name, parameter)
+        check_same(dtype=False, input=input, **{name: parameter})
         if parameter.shape != shape:
             raise ValueError(f"{name} has shape {list(parameter.shape)}: expected normalized_shape, {list(shape)}")
     return shape
 
 
+def _check_parameters(input: torch.Tensor, **parameters: torch.Tensor | None) -> None:
+    """ValueError unless parameters have the input's dtype, or float32 for an input of 16 bits."""
+    for name, parameter in parameters.items():
+        if parameter is None or parameter.dtype == input.dtype:
+            continue
+        if parameter.dtype != torch.float32 or input.dtype == torch.float64:
+            raise ValueError(
+                f"{name} is {parameter.dtype} and input {input.dtype}: expected one dtype, or torch.float32 for an "
+                f"input of 16 bits"
+            )
+
+
 def _check_eps(eps: float) -> None:
     check_number("eps", eps)
-    if not 0 <= eps < math.inf:
+    if not 0 <= eps <= sys.float_info.max:
         raise ValueError(f"eps={eps}: expected a finite number, 0 or more")
 
 
