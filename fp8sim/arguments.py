@@ -71,6 +71,20 @@ def check_integer(argument: str, value: Any, expected: str = "an integer") -> No
         raise ValueError(f"{argument}={value}: expected {expected}, of 64 bits")
 
 
+def check_size(argument: str, value: Any) -> None:
+    """TypeError or ValueError unless `value` is a whole number of 1 or more."""
+    check_integer(argument, value)
+    if value < 1:
+        raise ValueError(f"{argument}={value}: must be at least 1")
+
+
+def check_not_negative(argument: str, value: Any) -> None:
+    """TypeError or ValueError unless `value` is a finite number of 0 or more."""
+    check_number(argument, value)
+    if not 0 <= value <= sys.float_info.max:
+        raise ValueError(f"{argument}={value}: must not be negative or infinite")
+
+
 def check_flag(argument: str, value: Any) -> None:
     """TypeError unless `value` is True or False."""
     if not isinstance(value, bool):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from fp8sim import recipes
+from fp8sim.arguments import check_flag, check_integer, check_number, check_size
 from fp8sim.nn.linear import Linear
 from fp8sim.nn.norms import LayerNorm
 from fp8sim.nn.rotary import rotate
@@ -108,6 +109,8 @@ class Attention(torch.nn.Module):
         recipe: str | Recipe = functional.UNIT_SCALED,
     ) -> None:
         super().__init__()
+        for name, flag in (("is_causal", is_causal), ("qk_norm", qk_norm), ("bias", bias)):
+            check_flag(name, flag)
         groups = heads if key_value_heads is None else key_value_heads
         _check_heads(width, heads, groups, rotary_base)
         self.heads, self.groups, self.head_width = heads, groups, width // heads
@@ -204,6 +207,11 @@ class Attention(torch.nn.Module):
 
 
 def _check_heads(width: int, heads: int, groups: int, rotary_base: float | None) -> None:
+    check_size("width", width)
+    check_integer("heads", heads)
+    check_integer("key_value_heads", groups)
+    if rotary_base is not None:
+        check_number("rotary_base", rotary_base)
     if heads < 1 or width % heads:
         raise ValueError(f"heads={heads} must divide width={width}")
     if groups < 1 or heads % groups:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple
 
+from fp8sim.arguments import check_positive, check_probability
 from fp8sim.nn.mlp import ACTIVATIONS
 from fp8sim.recipes import Recipe
 from fp8sim.unit_scaling import mup, rules
@@ -96,9 +97,9 @@ class TransformerConfig:
                 raise ValueError(f"{name}={getattr(self, name)!r}: use one of {', '.join(map(str, allowed))}")
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.name.startswith(("alpha_", "init_std")) and not value > 0:
-                raise ValueError(f"{field.name}={value}: must be positive")
-        rules.dropout(self.dropout)
+            if field.name.startswith(("alpha_", "init_std")):
+                check_positive(field.name, value)
+        check_probability("dropout", self.dropout)
         rules.residual(self.tau, "share")
 
     def check_style(self, recipe: Recipe) -> None:

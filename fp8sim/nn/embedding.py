@@ -5,8 +5,11 @@ from __future__ import annotations
 import torch
 
 from fp8sim import recipes
+from fp8sim.arguments import check_integer
+from fp8sim.nn.linear import check_start
 from fp8sim.recipes import Recipe
 from fp8sim.unit_scaling import functional
+from fp8sim.unit_scaling.constraints import check_counts
 
 
 class Embedding(torch.nn.Module):
@@ -36,6 +39,13 @@ class Embedding(torch.nn.Module):
         multiplier: float = 1.0,
     ) -> None:
         super().__init__()
+        check_counts(vocabulary=vocabulary)
+        check_integer("width", width)
+        if width < 0:
+            raise ValueError(f"width={width}: must not be negative")
+        check_start(init_std, multiplier)
+        if padding_idx is not None:
+            check_integer("padding_idx", padding_idx)
         if padding_idx is not None and not -vocabulary <= padding_idx < vocabulary:
             raise ValueError(f"padding_idx={padding_idx}: the rows are {-vocabulary} to {vocabulary - 1}")
         self.recipe, self.padding_idx = recipes.parse(recipe), padding_idx

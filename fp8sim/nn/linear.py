@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from fp8sim import recipes
+from fp8sim.arguments import check_finite, check_flag, check_integer, check_not_negative
 from fp8sim.recipes import HIDDEN_ROLES, Recipe
 from fp8sim.unit_scaling import functional, rules
 from fp8sim.unit_scaling.constraints import check_counts
@@ -28,7 +29,9 @@ class Linear(torch.nn.Module):
         multiplier: on the output, as in an ordinary differentiable graph (A of muP's table).
 
     Raises:
-        ValueError: a size below 1, an unknown recipe, role or constraint.
+        ValueError: a size below 1, an unknown recipe, role or constraint, an `init_std` that is negative, numbers that
+            are not finite.
+        TypeError: an option of another kind.
     """
 
     def __init__(
@@ -45,6 +48,8 @@ class Linear(torch.nn.Module):
     ) -> None:
         super().__init__()
         check_counts(in_features=in_features, out_features=out_features)
+        check_flag("bias", bias)
+        check_start(init_std, multiplier)
         if role not in (*HIDDEN_ROLES, "readout"):
             raise ValueError(f"role={role!r}: use one of {', '.join(HIDDEN_ROLES)}, readout")
         rules.constrain(constraint, 1.0, 1.0)
@@ -140,6 +145,8 @@ class Conv1d(torch.nn.Module):
     ) -> None:
         super().__init__()
         check_counts(in_channels=in_channels, out_channels=out_channels, kernel_size=kernel_size)
+        check_integer("groups", groups)
+        check_flag("bias", bias)
         if groups < 1 or in_channels % groups or out_channels % groups:
             raise ValueError(
                 f"groups={groups} must divide both in_channels={in_channels} and out_channels={out_channels}"
@@ -188,6 +195,13 @@ class Conv1d(torch.nn.Module):
         sizes = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
         rest = f"padding={self.padding}, dilation={self.dilation}, groups={self.groups}"
         return f"{sizes}, {rest}, recipe={self.recipe.name}"
+
+
+def check_start(init_std: float | None, multiplier: float = 1.0) -> None:
+    """TypeError or ValueError unless weights can be drawn and outputs multiplied with these."""
+    if init_std is not None:
+        check_not_negative("init_std", init_std)
+    check_finite("multiplier", multiplier)
 
 
 @torch.no_grad()

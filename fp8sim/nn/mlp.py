@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 
 from fp8sim import recipes
+from fp8sim.arguments import check_flag, check_positive
 from fp8sim.nn.linear import Linear
 from fp8sim.recipes import Recipe
 from fp8sim.unit_scaling import functional
+from fp8sim.unit_scaling.constraints import check_counts
 
 ACTIVATIONS = ("swiglu", "gelu")
 """swiglu: up(x) * silu(gate(x)); gelu: gelu(up(x))."""
@@ -48,6 +50,11 @@ class MLP(torch.nn.Module):
         super().__init__()
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation={activation!r}: use one of {', '.join(ACTIVATIONS)}")
+        check_counts(width=width)
+        check_positive("expansion", expansion)
+        check_flag("bias", bias)
+        if expansion * width >= 2**63:
+            raise ValueError(f"expansion={expansion} of width={width} is beyond 64 bits: use a smaller one")
         inner = round(expansion * width)
         if inner < 1:
             raise ValueError(f"expansion={expansion} of width={width} leaves no feature: use a larger one")

@@ -7,7 +7,8 @@ import math
 import torch
 
 from fp8sim import recipes
-from fp8sim.nn.linear import Linear, reset_bias, reset_weight
+from fp8sim.arguments import check_flag, check_probability, check_size
+from fp8sim.nn.linear import Linear, check_start, reset_bias, reset_weight
 from fp8sim.recipes import Recipe
 from fp8sim.unit_scaling import functional
 
@@ -46,6 +47,14 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         constraint: str | None = "to_output_scale",
         init_std: float | None = None,
     ) -> None:
+        check_size("embed_dim", embed_dim)
+        check_size("num_heads", num_heads)
+        if embed_dim % num_heads:
+            raise ValueError(f"embed_dim={embed_dim}: expected a multiple of num_heads={num_heads}")
+        check_probability("dropout", dropout)
+        check_flag("bias", bias)
+        check_flag("batch_first", batch_first)
+        check_start(init_std)
         super().__init__(embed_dim, num_heads, dropout, bias, kdim=kdim, vdim=vdim, batch_first=batch_first)
         self.recipe, self.constraint, self.init_std = recipes.parse(recipe), constraint, init_std
         self.name = ""

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from fp8sim import recipes
+from fp8sim.arguments import check_flag, check_not_negative, check_size
 from fp8sim.recipes import Recipe
 from fp8sim.unit_scaling import functional
 
@@ -30,11 +31,13 @@ class _Norm(torch.nn.Module):
         recipe: str | Recipe,
     ) -> None:
         super().__init__()
-        if eps is not None and not eps >= 0:
-            raise ValueError(f"eps={eps}: must not be negative, since the square root of it is taken")
+        if eps is not None:
+            check_not_negative("eps", eps)
+        check_flag("bias", has_bias)
+        if elementwise_affine is not None:
+            check_flag("elementwise_affine", elementwise_affine)
         self.recipe, self.eps = recipes.parse(recipe), eps
-        shape = (normalized_shape,) if isinstance(normalized_shape, int) else normalized_shape
-        self.normalized_shape = None if shape is None else tuple(shape)
+        self.normalized_shape = None if normalized_shape is None else _sizes(normalized_shape)
         affine = elementwise_affine
         if affine is None:
             affine = self.normalized_shape is not None and not self.recipe.is_unit_scaled
@@ -114,3 +117,11 @@ class LayerNorm(_Norm):
         shape = self.normalized_shape or x.shape[-1:]
         assert self.eps is not None  # torch's default is RMSNorm's alone
         return functional.layer_norm(x, shape, self.weight, self.bias, self.eps, recipe=self.recipe)
+
+
+def _sizes(normalized_shape: int | Sequence[int]) -> tuple[int, ...]:
+    """The sizes of dimensions; one may be given by itself."""
+    sizes = tuple(normalized_shape) if isinstance(normalized_shape, Sequence) else (normalized_shape,)
+    for size in sizes:
+        check_size("normalized_shape", size)
+    return sizes

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
-from fp8sim.arguments import check_integer
+from fp8sim.arguments import check_size
 
 CONSTRAINTS: Mapping[str, Callable[..., float]] = MappingProxyType(
     {
@@ -57,6 +57,4 @@ def interpolate(a: float, low: float, high: float) -> float:
 def check_counts(**counts: int) -> None:
     """TypeError or ValueError if a size or a number of terms is below 1, of which no factor follows."""
     for name, count in counts.items():
-        check_integer(name, count)
-        if not count >= 1:
-            raise ValueError(f"{name}={count}: must be at least 1")
+        check_size(name, count)

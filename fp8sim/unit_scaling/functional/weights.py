@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from math import prod
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from fp8sim.arguments import check_floating, check_integer, check_number, check_same
+from fp8sim.arguments import check_floating, check_integer, check_not_negative, check_same
 from fp8sim.derivatives import differentiable_once
 from fp8sim.recipes import Recipe
 from fp8sim.simulate.scale import scale_bwd
@@ -105,7 +104,7 @@ def layer_norm(
     shape = _check_norm(input, normalized_shape, weight=weight, bias=bias)
     if not is_autocasting(input.device.type):
         _check_parameters(input, weight=weight, bias=bias)
-    _check_eps(eps)
+    check_not_negative("eps", eps)
     weight, bias = (_gain(p, input, shape, recipe, batch_tokens) for p in (weight, bias))
     return F.layer_norm(input, list(shape), weight, bias, eps)
 
@@ -126,7 +125,7 @@ def rms_norm(
     """
     shape = _check_norm(input, normalized_shape, weight=weight)
     if eps is not None:
-        _check_eps(eps)
+        check_not_negative("eps", eps)
     weight = _gain(weight, input, shape, recipe, batch_tokens)
     if eps is None or not _are_wide(input, weight, shape):
         return F.rms_norm(input, list(shape), weight, eps)
@@ -196,12 +195,6 @@ def _check_parameters(input: torch.Tensor, **parameters: torch.Tensor | None) ->
                 f"{name} is {parameter.dtype} and input {input.dtype}: expected one dtype, or torch.float32 for an "
                 f"input of 16 bits"
             )
-
-
-def _check_eps(eps: float) -> None:
-    check_number("eps", eps)
-    if not 0 <= eps <= sys.float_info.max:
-        raise ValueError(f"eps={eps}: expected a finite number, 0 or more")
 
 
 def _gain(
