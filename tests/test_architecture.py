@@ -22,6 +22,7 @@ LAYERS = [
     [
         "arguments",
         "derivatives",
+        "torch_autocast",
         "rounding",
         "codebooks",
         "random_bits",

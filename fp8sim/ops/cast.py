@@ -234,7 +234,7 @@ def cast(
     random = _Random(seed, stream, offset, random_bits)
     if not isinstance(x, torch.Tensor):
         if grad_format is not None and isinstance(x, np.ndarray | np.generic):
-            raise ValueError("grad_format of an x in NumPy: it is for torch tensors: NumPy arrays have no gradient")
+            raise ValueError("grad_format is for torch tensors, and x is of NumPy: its arrays have no gradient")
         options: dict[str, Any] = {"preset": preset, "out": out, **random._asdict()}
         return casting.cast(x, fmt, rounding=rounding, overflow=overflow, **options)
     arguments = _arguments("cast", x, fmt, rounding, overflow, preset, random)
