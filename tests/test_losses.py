@@ -13,7 +13,7 @@ from unit_scaled_ops import assert_same, normal
 
 from fp8sim.simulate.scale import scale_bwd, scale_fwd
 from fp8sim.unit_scaling import rules
-from fp8sim.unit_scaling.functional import cross_entropy, mse_loss
+from fp8sim.unit_scaling.functional import cross_entropy, embedding, mse_loss
 
 SHAPES = [(5,), (4, 5), (4, 5, 3), (2, 5, 3, 2)]
 """Logits of five classes, of every rank that torch takes."""
@@ -155,3 +155,19 @@ def test_no_row_that_counts_is_nan_as_in_torch() -> None:
 def test_bad_input_says_what_is_wrong(call: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8])
+@pytest.mark.parametrize("recipe", ["fp32", "unit_scaled"])
+def test_classes_of_any_integer_dtype(dtype: torch.dtype, recipe: str) -> None:
+    logits, target, weight = torch.randn(4, 5), torch.tensor([1, 0, 4, 2]), torch.arange(1.0, 6)
+    expected = cross_entropy(logits, target, weight, ignore_index=2, z_loss=0.1, recipe=recipe)
+    found = cross_entropy(logits, target.to(dtype), weight, ignore_index=2, z_loss=0.1, recipe=recipe)
+    assert torch.equal(found, expected)
+
+
+def test_indices_out_of_range_are_named() -> None:
+    with pytest.raises(IndexError, match="Target 5 is out of bounds"):
+        cross_entropy(torch.zeros(2, 5), torch.tensor([0, 5], dtype=torch.int32))
+    with pytest.raises(IndexError, match="input holds an index outside of weight's rows, 0 to 4"):
+        embedding(torch.tensor([0, 5]), torch.zeros(5, 3))

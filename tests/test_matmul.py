@@ -207,6 +207,30 @@ def test_autocast_gives_products_its_dtype_as_torchs_own() -> None:
     assert x.grad.dtype == torch.float32
 
 
+@pytest.mark.parametrize("name", ["fp32", "fp8_naive", "unit_scaled_fp8"])
+def test_autocast_does_not_reach_into_a_product(name: str) -> None:
+    """The sum is scaled in float32 and rounded once, forward and backward, whoever leaves autocast on."""
+    x, w = normal(7, 9), normal(5, 9, seed=1)
+    scales = Scales(0.3, 0.7, 1.1)
+    narrow = [t.detach().bfloat16().requires_grad_() for t in (x, w)]
+    expected = linear(*narrow, recipe=name, scales=scales)
+    gradients = torch.autograd.grad(expected.sum(), narrow)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = linear(x, w, recipe=name, scales=scales)
+        of_found = torch.autograd.grad(found.sum(), (x, w))
+    assert torch.equal(found, expected)
+    assert all(torch.equal(a, b.float()) for a, b in zip(of_found, gradients, strict=True))
+
+
+@pytest.mark.parametrize("bad", [torch.float8_e4m3fn, torch.int32, torch.complex64])
+def test_another_dtype_is_refused_by_name(bad: torch.dtype) -> None:
+    x, w = (t.detach().to(bad) for t in (normal(6, 8), normal(5, 8)))
+    with pytest.raises(TypeError, match=f"input is {bad}: expected torch.float32, .* convert it with .to"):
+        linear(x, w)
+    with pytest.raises(TypeError, match=f"a is {bad}: expected torch.float32"):
+        matmul(x, w.mT)
+
+
 def test_a_second_derivative_is_refused() -> None:
     x, w = normal(6, 8), normal(5, 8, seed=1)
     with pytest.raises(RuntimeError, match="gradient of the gradient of Linear"):

@@ -208,6 +208,19 @@ def test_a_deterministic_run_takes_kernels_whose_order_is_stated_and_refuses_bla
         fp8sim.set_deterministic(False)
 
 
+@pytest.mark.parametrize("recipe", ["fp32", "bf16", RECIPE, "unit_scaled_fp8"])
+def test_float64_has_float64_results_on_every_backend(recipe):
+    """Casts round float64 once; sums of few products of small whole numbers are the same in any precision."""
+    x, w = ((4 * t.detach()).round().div(4).double().requires_grad_() for t in leaves())
+    run = functools.partial(linear, recipe=recipe)
+    found = gradients(run, x, w)
+    assert {result.dtype for result in found} == {torch.float64}
+    x, w = (t.detach().cpu().requires_grad_() for t in (x, w))
+    output = run(x, w)
+    expected = [output, *torch.autograd.grad(output.sum(), (x, w))]
+    assert_equal([t.cpu() for t in found], expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_reaches_the_ops(dtype):
     x, w = leaves()

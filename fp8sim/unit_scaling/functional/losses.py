@@ -76,8 +76,8 @@ def cross_entropy(
         raise ValueError(f"label_smoothing={label_smoothing}: at least 0 and at most 1")
     check_float32_factor("mult", mult)
     check_finite("z_loss", z_loss)
-    if by_class and target.dtype == torch.int32:
-        target = target.long()
+    if by_class:
+        target = target.long()  # indexing by uint8 is a mask, and torch's loss takes no int32
     classes = input.shape[_class_dim(input)]
     unit_scaled = is_unit_scaled(recipe)
     beta = rules.cross_entropy(classes, label_smoothing) if unit_scaled else 1.0
