@@ -51,7 +51,8 @@ REGISTERS = {
     "sm_90 attention backward over queries bfloat16 128": 255,
     "sm_90 attention backward over queries bfloat16 128, ragged": 255,
     "sm_90 attention backward over queries bfloat16 256": 224,
-    "sm_90 attention backward over queries e4m3 128": 215,
+    "sm_90 attention backward over queries e4m3 128": 224,
+    "sm_90 attention backward over queries e4m3 256": 255,
     "sm_90 cast bfloat16 to e4m3": 31,
     "sm_90 cast float32 to e4m3": 28,
     "sm_90 element gelu, transposed": 96,
@@ -85,9 +86,13 @@ REGISTERS = {
 """Registers per thread at most, as of Triton 3.6.0. These kernels are compiled in every test run."""
 
 SPILLS = {
-    "sm_90 attention backward over queries e4m3 256": 152,
+    "sm_90 attention backward over queries e4m3 256, everything seen": 56,
+    "sm_90 attention backward over queries e4m3 256, shared": 48,
+    "sm_90 attention backward over queries e4m3 256, ragged": 152,
+    "sm_90 attention backward over queries e4m3 256, packed": 152,
 }
-"""Bytes of the stack at most, where registers spill and no tiles are known with which they do not."""
+"""Bytes of the stack at most, where registers spill and no tiles are known with which they do not: two sums of 64 x 256
+and the product that is added to one of them take 192 of 255 registers."""
 
 FAULTY = "sm_90 matmul e4m3 x e4m3, exact"
 TENSOR_CORE = {
@@ -260,7 +265,9 @@ def check_backward(architecture, kernel, opcodes):
     waits = sum(n for opcode, n in opcodes.items() if opcode.startswith("WARPGROUP.DEPBAR"))
     assert waits <= 16, f"{waits} waits for products: ptxas serializes them"
     whole = not re.search("ragged|packed", kernel)
-    load = LOADS["sm_90" if architecture == "sm_90" and whole else "sm_80"]
+    # FP8 by pointers may pass through registers, where it is transposed, in whole vectors all the same.
+    by_pointers = r"LDG(STS\.E\.BYPASS|\.E)\.128" if dtype == "e4m3" else LOADS["sm_80"]
+    load = LOADS["sm_90"] if architecture == "sm_90" and whole else by_pointers
     assert any(re.fullmatch(load, opcode) for opcode in opcodes), f"no load {load}"
 
 

@@ -323,6 +323,9 @@ def define_backwards(capability: int, dtype: torch.dtype, width: int) -> None:
         ", ragged, window": {"window": 256, "length": 4001},
         ", packed": {"is_causal": True, "starts": torch.tensor([0, 4096], dtype=torch.int32)},
     }
+    for config in attention_backward.configs(width, divmod(capability, 10), fp8=dtype.itemsize == 1)[1:-1]:
+        tiles = (f"{tile.rows}x{tile.step} w{tile.num_warps}" for tile in (config.over_queries, config.over_keys))
+        cases[f", {' and '.join(tiles)}"] = {"is_causal": True, "config": config}
     for (case, chosen), which in itertools.product(cases.items(), ("queries", "keys")):
         name = f"sm_{capability} attention backward over {which} {short(dtype)} {width}{case}"
         CASES[name] = capability, partial(differentiate, dtype, width, **chosen)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
@@ -25,7 +25,8 @@ from fp8sim.mma.attention_backward import (
     BackwardFactors,
     backward_scales,
 )
-from fp8sim.triton_kernels import interpreter, matmul
+from fp8sim.triton_kernels import interpreter, matmul, tuning
+from fp8sim.triton_kernels.attention_backward_configs import Config, Tile, configs, same_sums
 from fp8sim.triton_kernels.attention_backward_kernel import over_keys_kernel, over_queries_kernel, row_sums_kernel
 from fp8sim.triton_kernels.launching import require_device
 from fp8sim.triton_kernels.matmul import HOPPER, Capability, capability_of
@@ -36,70 +37,8 @@ _FLOAT16 = (torch.float16, torch.bfloat16)
 P_OFFSET = ATTENTION_BACKWARD_PLANS["fp8"].p_offset
 
 
-class Tile(NamedTuple):
-    """How one pass is cut up: the rows of a program, those of a step, warps, and tiles loaded ahead."""
-
-    rows: int
-    step: int
-    num_warps: int = 8
-    num_stages: int = 2
-
-
-@dataclass(frozen=True)
-class Config:
-    """The tiles of the pass over queries, of `rows` keys, and of the pass over keys, of `rows` queries.
-
-    `descriptors`: load through tensor descriptors, which need compute capability 9.0, where tiles fill their heads.
-    """
-
-    over_queries: Tile
-    over_keys: Tile
-    descriptors: bool = False
-
-
 _INTERPRETED = Config(Tile(256, 256), Tile(256, 256))
 """Few, large programs: the interpreter takes milliseconds for each whatever its size."""
-
-
-def configs(width: int, capability: Capability, *, fp8: bool = False) -> list[Config]:
-    """The configurations worth a try: first one for tiles that fill their heads, if the device loads these through
-    descriptors, last one for all shapes. They fit on the chip, and but for FP8 of 256 features none spills registers.
-
-    Args:
-        width: features of a tile, 32 to 256, the larger of those of query and of value.
-        capability: of the device.
-        fp8: products of FP8.
-    """
-    width = max(64, width)
-    if capability < HOPPER:
-        return [_AMPERE[width]]
-    return [_HOPPER[fp8, width], _HOPPER_RAGGED[fp8, width]]
-
-
-_HOPPER = {
-    (False, 64): Config(Tile(128, 64, 8, 3), Tile(128, 64, 8, 3), True),
-    (False, 128): Config(Tile(128, 64, 8, 2), Tile(128, 64, 8, 3), True),
-    (False, 256): Config(Tile(64, 32, 8, 2), Tile(64, 64, 8, 2), True),
-    (True, 64): Config(Tile(128, 64, 8, 3), Tile(128, 64, 8, 3), True),
-    (True, 128): Config(Tile(64, 64, 8, 3), Tile(128, 64, 8, 3), True),
-    (True, 256): Config(Tile(64, 32, 8, 2), Tile(64, 64, 8, 2), True),
-}
-"""By whether FP8 is multiplied, and the width of a tile."""
-
-_HOPPER_RAGGED = {
-    (False, 64): Config(Tile(128, 64, 8, 2), Tile(128, 64, 8, 2)),
-    (False, 128): Config(Tile(128, 32, 8, 2), Tile(128, 64, 8, 2)),
-    (False, 256): Config(Tile(64, 16, 8, 2), Tile(64, 16, 8, 2)),
-    (True, 64): Config(Tile(64, 64, 4, 2), Tile(128, 64, 8, 2)),
-    (True, 128): Config(Tile(64, 64, 8, 2), Tile(128, 64, 8, 2)),
-    (True, 256): Config(Tile(64, 32, 8, 2), Tile(64, 32, 8, 2)),
-}
-
-_AMPERE = {
-    64: Config(Tile(64, 64, 8, 2), Tile(64, 64, 8, 2)),
-    128: Config(Tile(64, 32, 8, 2), Tile(64, 64, 8, 2)),
-    256: Config(Tile(32, 32, 8, 2), Tile(64, 32, 8, 2)),
-}
 
 
 def attention_backward(
@@ -158,7 +97,7 @@ def attention_backward(
             None: found by `fp8sim.mma.attention_backward.backward_scales`, at the price of reading `grad_output` once
             more.
         dtype: of the results: float32, float16 or bfloat16; None: that of query, bfloat16 for FP8.
-        config: tiles; by default those of `configs`.
+        config: tiles; None: those of `tuning.use`, by default those of `attention_backward_configs.configs`.
 
     Returns:
         Gradients of query [B, H, L, D], key [B, G, S, D] and value [B, G, S, E], contiguous, ties to even. Infinities
@@ -216,12 +155,11 @@ def attention_backward(
         window=window,
         is_causal=is_causal or window is not None,
         lower_right=lower_right,
-        config=config or _config(query, key, value, capability, fp8, cu_seqlens_q is not None),
+        results=(query_grad, key_grad, value_grad),
     )
     with torch.cuda.device_of(query):
         launch.add_rows(grad, _with_contiguous_rows(output), cast)
-        launch.over_queries(key_grad, value_grad)
-        launch.over_keys(query_grad)
+        launch.run(config or launch.tuned(_offered(query, key, value, capability, fp8, cu_seqlens_q is not None)))
     return query_grad, key_grad, value_grad
 
 
@@ -265,7 +203,29 @@ class _Launch:
     window: int | None
     is_causal: bool
     lower_right: bool
-    config: Config
+    results: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+    """The gradients of query, key and value."""
+
+    def tuned(self, choices: list[Config]) -> Config:
+        """The one of these configurations that `tuning` has, or the first."""
+        query, key, value = self.operands
+        options = {
+            "q": query.dtype,
+            "k": key.dtype,
+            "v": value.dtype,
+            "fp8": self.scales is not None,
+            "causal": self.is_causal,
+            "windowed": self.window is not None,
+            "shared": query.shape[1] // key.shape[1],
+        }
+        shape = query.shape[0] * query.shape[1], query.shape[2], key.shape[2], query.shape[3], value.shape[3]
+        return tuning.pick("attention_backward", query.device, options, shape, choices, self.run)
+
+    def run(self, config: Config) -> None:
+        """Both passes, after `add_rows`."""
+        query_grad, key_grad, value_grad = self.results
+        self.over_queries(config, key_grad, value_grad)
+        self.over_keys(config, query_grad)
 
     def add_rows(self, grad: torch.Tensor, output: torch.Tensor, cast: torch.Tensor | None) -> None:
         """The sums of g * output over the features, and the gradient's cast."""
@@ -276,11 +236,11 @@ class _Launch:
             length, heads, features, ROWS=rows, BLOCK_E=_padded(features), num_warps=4,
         )  # fmt: skip
 
-    def over_queries(self, grad_key: torch.Tensor, grad_value: torch.Tensor) -> None:
-        tile, factors = self.config.over_queries, self.factors
+    def over_queries(self, config: Config, grad_key: torch.Tensor, grad_value: torch.Tensor) -> None:
+        tile, factors = config.over_queries, self.factors
         batch, groups, keys, _ = grad_key.shape
         table, blocks = _table(self.starts, self.starts[1], keys, tile.rows)
-        tensors, strides, loads = self._operands(tile.step, tile.rows)
+        tensors, strides, loads = self._operands(tile.step, tile.rows, config.descriptors)
         over_queries_kernel[(blocks * batch * groups,)](
             *tensors, self.lse, self.sums, grad_key, grad_value, self.scales, strides, self._sizes(groups), table,
             (factors.base2, factors.value, factors.key, factors.value_sum), blocks, self.window, **self._constants(),
@@ -288,25 +248,27 @@ class _Launch:
             KEYS=tile.rows, QUERIES=tile.step, num_warps=tile.num_warps, num_stages=tile.num_stages,
         )  # fmt: skip
 
-    def over_keys(self, grad_query: torch.Tensor) -> None:
-        tile, factors = self.config.over_keys, self.factors
+    def over_keys(self, config: Config, grad_query: torch.Tensor) -> None:
+        tile, factors = config.over_keys, self.factors
         batch, heads, length, _ = grad_query.shape
         table, blocks = _table(self.starts, self.starts[0], length, tile.rows)
-        tensors, strides, loads = self._operands(tile.rows, tile.step)
+        tensors, strides, loads = self._operands(tile.rows, tile.step, config.descriptors)
         over_keys_kernel[(blocks * batch * heads,)](
             *tensors, self.lse, self.sums, grad_query, self.scales, strides, self._sizes(heads), table,
             (factors.base2, factors.value, factors.query), blocks, self.window, **self._constants(),
             LOADS=loads, KEYS=tile.step, QUERIES=tile.rows, num_warps=tile.num_warps, num_stages=tile.num_stages,
         )  # fmt: skip
 
-    def _operands(self, queries: int, keys: int) -> tuple[list[Any], tuple[tuple[int, ...], ...], bool]:
+    def _operands(
+        self, queries: int, keys: int, descriptors: bool
+    ) -> tuple[list[Any], tuple[tuple[int, ...], ...], bool]:
         """Query, key, value and gradient as a kernel sees them, their strides, and whether they are descriptors.
 
         Tiles of descriptors lie within their heads.
         """
         tensors = [*self.operands, self.grad]
         rows = (queries, keys, keys, queries)
-        if self.config.descriptors and self.starts[0] is None:
+        if descriptors and self.starts[0] is None:
             cut = [_descriptor(x, count) for x, count in zip(tensors, rows, strict=True)]
             found = [descriptor for descriptor in cut if descriptor is not None]
             if len(found) == len(cut):
@@ -380,19 +342,21 @@ def _with_contiguous_rows(x: torch.Tensor) -> torch.Tensor:
     return x if x.stride(-1) == 1 and x.stride(-2) < 1 << 22 else x.contiguous()
 
 
-def _config(
+def _offered(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, capability: Capability, fp8: bool, packed: bool
-) -> Config:
-    """The first configuration if its tiles fill the heads, else the last."""
-    if interpreter.is_enabled():
-        return Config(Tile(256, 64), Tile(256, 64)) if fp8 else _INTERPRETED
+) -> list[Config]:
+    """The default and, where its tiles fill the heads, others that give the same bits; the last of `configs` where they
+    do not."""
     widths = [_padded(x.shape[-1]) for x in (query, value)]
-    choices = configs(max(widths), capability, fp8=fp8)
-    tiles = choices[0].over_queries, choices[0].over_keys
-    lengths = (query.shape[2], key.shape[2])
-    fill = not any(length % rows for length in lengths for tile in tiles for rows in (tile.rows, tile.step))
+    *whole, ragged = configs(max(widths), capability, fp8=fp8)
+    tiles = [tile for config in whole for tile in (config.over_queries, config.over_keys)]
+    rows = {rows for tile in tiles for rows in (tile.rows, tile.step)}
+    fill = not any(length % count for length in (query.shape[2], key.shape[2]) for count in rows)
     fill = fill and not packed and widths == [query.shape[-1], value.shape[-1]]
-    return choices[0] if fill else choices[-1]
+    choices = whole if whole and fill else [ragged]
+    if interpreter.is_enabled():
+        choices = [Config(Tile(256, 64), Tile(256, 64)) if fp8 else _INTERPRETED, *choices[1:]]
+    return same_sums(choices, fp8=fp8)
 
 
 def _require_operands(

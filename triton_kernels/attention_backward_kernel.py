@@ -117,6 +117,9 @@ def over_queries_kernel(
     grad_v = tl.zeros((KEYS, BLOCK_E), tl.float32)
     # One loop over heads and blocks: in a nested one, ptxas makes the tensor cores wait for each product.
     per_head = (end - begin) // QUERIES
+    # The gradients of the logits are computed while the product for those of values is under way, if it comes last.
+    # FP8 through pointers is not loaded ahead then.
+    LATE: tl.constexpr = LOADS or not FP8
     for step in range(per_head * SHARED):
         head, first_row = group * SHARED + step // per_head, begin + step % per_head * QUERIES
         x, row, column = _head(query, batch, head, strides[0], q_start, LOADS)
@@ -130,16 +133,14 @@ def over_queries_kernel(
             p = tl.where(_seen(rows[None, :] + shift, keys[:, None], window), p, 0.0)
         x, row, column = _head(grad, batch, head, strides[3], q_start, LOADS)
         g = _tile(x, row, column, first_row, L_here, E, QUERIES, BLOCK_E, LOADS)
-        if FP8:
-            grad_v += tl.dot(p.to(tl.float8e4nv), g)
-        else:
-            grad_v = tl.dot(p.to(g.dtype), g, grad_v)
+        if not LATE:
+            grad_v = _plus_product(grad_v, p, g, tl.float8e4nv, FP8)
         sums = _of_rows(sums_ptr + at, rows, L_here, 0.0, LOADS)
-        d = p * tl.fma(tl.dot(v, g.T), t_factor, -(sums * sum_factor)[None, :])
-        if FP8:
-            grad_k += tl.dot(d.to(tl.float8e5), q)
-        else:
-            grad_k = tl.dot(d.to(q.dtype), q, grad_k)
+        t = tl.dot(v, g.T)
+        if LATE:
+            grad_v = _plus_product(grad_v, p, g, tl.float8e4nv, FP8)
+        d = p * tl.fma(t, t_factor, -(sums * sum_factor)[None, :])
+        grad_k = _plus_product(grad_k, d, q, tl.float8e5, FP8)
 
     grad_k *= _undone(factors[2], scales_ptr, 1, 0)
     grad_v *= _undone(factors[3], scales_ptr, 0, P_OFFSET)
@@ -263,11 +264,17 @@ def _add_keys(
             p = tl.where(seen, p, 0.0)
         v = _tile(value[0], value[1], value[2], first, S, E, KEYS, BLOCK_E, LOADS)
         d = p * tl.fma(tl.dot(g, v.T), t_factor, -sums[:, None])
-        if FP8:
-            grad_q += tl.dot(d.to(tl.float8e5), k)
-        else:
-            grad_q = tl.dot(d.to(k.dtype), k, grad_q)
+        grad_q = _plus_product(grad_q, d, k, tl.float8e5, FP8)
     return grad_q
+
+
+@triton.jit
+def _plus_product(total, left, right, TYPE: tl.constexpr, FP8: tl.constexpr):
+    """total + left right; FP8, to which `left` is cast then, is added up by itself first."""
+    if FP8:
+        return total + tl.dot(left.to(TYPE), right)
+    else:
+        return tl.dot(left.to(right.dtype), right, total)
 
 
 @triton.jit

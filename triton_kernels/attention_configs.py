@@ -59,7 +59,7 @@ HEADS_AT_ONCE = 8
 """Whose keys and values, 16,384 of 128 features in FP8, are two thirds of the cache of an H100."""
 
 FEW_QUERIES = 512
-"""Below, what is done once per launch or tile costs more than it saves: values transposed, blocks that overlap."""
+"""Up to here what is done once per launch or tile costs more than it saves: values transposed, blocks that overlap."""
 
 
 def configs(kind: Kind) -> list[Config]:
@@ -76,12 +76,12 @@ def configs(kind: Kind) -> list[Config]:
 def offered(kind: Kind, block: int, length: int, causal: bool) -> list[Config]:
     """The configurations with this block of keys, the default for so many queries first; all give the same bits."""
     fitting = [config for config in configs(kind) if config.block_n == block]
-    if length < FEW_QUERIES:
+    if length <= FEW_QUERIES:
         fitting = [config for config in fitting if not (config.transposes or config.overlaps)]
     narrow = [config for config in fitting if length <= config.block_m]
     default = min(narrow, key=lambda config: config.block_m) if narrow else fitting[0]
     found = [default, *(config for config in fitting if config != default)]
-    if causal and not kind.packed and length >= FEW_QUERIES:
+    if causal and not kind.packed and length > FEW_QUERIES:
         found.insert(1, dataclasses.replace(default, heads_at_once=HEADS_AT_ONCE))
     return found
 
