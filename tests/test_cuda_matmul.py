@@ -159,6 +159,9 @@ def test_special_numbers(gpu, capability, a_dtype, b_dtype):
     actual, expected = matmul(a, b), predicted(a, b, plan_of(a_dtype, capability))
     assert torch.equal(actual.isnan(), expected.isnan())
     assert_bits(actual.nan_to_num(7), expected.nan_to_num(7))
+    for dtype, nan in ((FP16, 0x7E00), (BF16, 0x7FC0)):
+        bits = expected.to(dtype).view(torch.int16).masked_fill(expected.isnan(), nan)
+        assert_bits(matmul(a, b, out_dtype=dtype), bits.view(dtype))
 
 
 def test_nothing_to_add_or_to_compute(gpu):

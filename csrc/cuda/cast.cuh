@@ -16,11 +16,11 @@ constexpr int kCastThreads = 256;
 
 // Packs are for the modes that memory limits, 16 bytes of the wider type; in the others arithmetic does, and one element
 // keeps the code small.
+template <class From, class To>
+constexpr int kWider = sizeof(typename From::Storage) > sizeof(typename To::Storage) ? sizeof(typename From::Storage)
+                                                                                     : sizeof(typename To::Storage);
 template <class From, class To, Mode mode>
-constexpr int kPack = mode == Mode::kUsual ? 16 / static_cast<int>(sizeof(typename From::Storage) > sizeof(typename To::Storage)
-                                                                       ? sizeof(typename From::Storage)
-                                                                       : sizeof(typename To::Storage))
-                                           : 1;
+constexpr int kPack = mode == Mode::kUsual ? 16 / kWider<From, To> : 1;
 
 // Packs that a thread loads before it uses the first one, so that enough of memory is on its way.
 template <Mode mode>
