@@ -109,6 +109,15 @@ def test_factors_and_rounding_of_the_result(gpu, capability, out_dtype, n):
     assert_bits(actual, expected.to(out_dtype))
 
 
+def test_a_number_as_a_factor_does_not_wait_for_the_device(gpu, monkeypatch):
+    """A copy from the host would, and could not be captured in a CUDA graph."""
+    monkeypatch.setattr(torch, "as_tensor", lambda *_, **__: pytest.fail("a copy from the host"))
+    a = operand(16, 32, dtype=E4M3, seed=4)
+    expected = predicted(a, a, plan_of(E4M3, HOPPER))
+    assert_bits(matmul(a, a, a_scale_inv=0.5), expected * 0.5)
+    assert matmul(a, a, b_scale_inv=1e300).isinf().any()
+
+
 @pytest.mark.parametrize("capability", [HOPPER, AMPERE], ids=str)
 def test_batches_and_strides(gpu, capability):
     """Batches that broadcast, operands with gaps, transposed ones, factors of each matrix's rows."""
