@@ -1,4 +1,4 @@
-"""`fp8sim.cuda.cast`: what surrounds the kernels of casts, which run on a CPU here (`cuda_on_host.casts`).
+"""`fp8sim.cuda.cast` and its kernel, whose source runs on a CPU here (`cuda_on_host.casts`).
 
 That their arithmetic is the simulator's in every mode is in test_cuda.py, and what needs a device in test_hardware.py.
 """
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cuda_on_host import casts
+from cuda_on_host import SCHEDULES, casts
 
 import fp8sim
 from fp8sim.cuda import launching
@@ -22,13 +22,14 @@ STOCHASTIC: dict[str, Any] = {"rounding": "stochastic", "seed": 3, "stream": 9, 
 
 @pytest.fixture(scope="session")
 def function(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return casts.build(tmp_path_factory.mktemp("element"))
+    return casts.build(tmp_path_factory.mktemp("cuda_on_host"))
 
 
 @pytest.fixture
-def gpu(function: Any) -> Iterator[None]:
-    with casts.StandIn(function).installed():
-        yield
+def gpu(function: Any) -> Iterator[casts.StandIn]:
+    stand_in = casts.StandIn(function)
+    with stand_in.installed():
+        yield stand_in
 
 
 def numbers(*shape: int) -> torch.Tensor:
@@ -49,6 +50,25 @@ def test_every_bit_is_the_simulators(fmt: str, dtype: torch.dtype, options: dict
     codes = encode(x, fmt, **options)
     assert same(codes, fp8sim.encode(x, fmt, **options))
     assert same(decode(codes, fmt, dtype=dtype), fp8sim.decode(codes, fmt, dtype=dtype))
+
+
+@pytest.mark.parametrize("rounding", ["ties_to_even", "stochastic"])
+@pytest.mark.parametrize("start", range(4))
+@pytest.mark.parametrize("size", [1, 3, 4, 5, 1023, 1024, 4099])
+def test_every_tail_and_alignment(gpu: casts.StandIn, size: int, start: int, rounding: str) -> None:
+    """Packs and single elements; nothing is written outside."""
+    random = STOCHASTIC if rounding == "stochastic" else {}
+    gpu.schedule = SCHEDULES[(size + start) % len(SCHEDULES)]
+    x = numbers(start + size + 8).float()
+    out = torch.full(x.shape, 77.0)
+    within = slice(start, start + size)
+    assert cast(x[within], "e5m2", out=out[within], **random).data_ptr() == out[within].data_ptr()
+    expected = torch.full(x.shape, 77.0)
+    expected[within] = fp8sim.cast(x[within], "e5m2", **random)
+    assert same(out, expected)
+    assert same(encode(x[within], "e5m2", **random), fp8sim.encode(x[within], "e5m2", **random))
+    codes = torch.arange(start + size).byte()[start:]
+    assert same(decode(codes, "e4m3"), fp8sim.decode(codes, "e4m3"))
 
 
 @pytest.mark.usefixtures("gpu")

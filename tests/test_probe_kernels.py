@@ -78,8 +78,10 @@ def test_a_device_has_the_instructions_of_its_generation(
 
 def test_without_a_device_nothing_is_probed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(RuntimeError, match="no CUDA device here: --stand-in ARCHITECTURE"):
-        running.instruments(running.Options())
+    for cuda, why in (("13.0", ""), (None, r" \(torch .* is built without CUDA\)")):
+        monkeypatch.setattr(torch.version, "cuda", cuda)
+        with pytest.raises(RuntimeError, match=f"no CUDA device here{why}: --stand-in ARCHITECTURE"):
+            running.instruments(running.Options())
 
 
 # Arguments

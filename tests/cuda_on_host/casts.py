@@ -51,13 +51,14 @@ def convert(
     stream: int = 0,
     offset: int = 0,
     random_bits: int = 32,
+    schedule: tuple[int, int] = (0, 0),
 ) -> None:
-    """Run what `build` returned, from memory at one address to memory at another."""
+    """Run what `build` returned, from memory at one address to memory at another, in an order of `SCHEDULES`."""
     fields = (ctypes.c_uint32 * len(conversion))(*conversion)
     kinds = (cuda_on_host.DTYPES.index(name) for name in dtypes)
     job = CastJob(source, target, size, *kinds, fields, seed, stream, offset, random_bits)
-    error, schedule = ctypes.create_string_buffer(1000), (ctypes.c_int * 3)(1, 0, 0)
-    assert function(ctypes.byref(job), schedule, error, ctypes.c_size_t(len(error))) == 0, error.value.decode()
+    error, order = ctypes.create_string_buffer(1000), (ctypes.c_int * 3)(1, *schedule)
+    assert function(ctypes.byref(job), order, error, ctypes.c_size_t(len(error))) == 0, error.value.decode()
 
 
 class StandIn:
@@ -65,6 +66,7 @@ class StandIn:
 
     def __init__(self, function: Any) -> None:
         self.function = function
+        self.schedule = (0, 0)
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
@@ -78,7 +80,7 @@ class StandIn:
     def cast(
         self, source: int, target: int, size: int, dtype: str, conversion: Any, cuda_stream: int, **random: int
     ) -> None:
-        convert(self.function, source, target, size, (dtype, dtype), conversion, **random)
+        self._convert(source, target, size, (dtype, dtype), conversion, **random)
 
     def encode(
         self,
@@ -91,9 +93,12 @@ class StandIn:
         cuda_stream: int,
         **bits: int,
     ) -> None:
-        convert(self.function, source, target, size, (dtype, codes), conversion, **bits)
+        self._convert(source, target, size, (dtype, codes), conversion, **bits)
 
     def decode(
         self, source: int, target: int, size: int, codes: str, dtype: str, conversion: Any, cuda_stream: int
     ) -> None:
-        convert(self.function, source, target, size, (codes, dtype), conversion)
+        self._convert(source, target, size, (codes, dtype), conversion)
+
+    def _convert(self, *arguments: Any, **random: int) -> None:
+        convert(self.function, *arguments, **random, schedule=self.schedule)

@@ -146,7 +146,8 @@ def _to_device(x: Array) -> torch.Tensor:
 def capability() -> int:
     """10 * major + minor of the current device. RuntimeError without one."""
     if not torch.cuda.is_available():
-        raise RuntimeError("no CUDA device here: --stand-in ARCHITECTURE (as sm90) probes the simulator instead")
+        why = "" if torch.version.cuda else f" (torch {torch.__version__} is built without CUDA)"
+        raise RuntimeError(f"no CUDA device here{why}: --stand-in ARCHITECTURE (as sm90) probes the simulator instead")
     major, minor = torch.cuda.get_device_capability()
     return 10 * major + minor
 
