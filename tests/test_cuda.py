@@ -254,7 +254,7 @@ def test_machine_code_for_each_device(cuda):
 KERNELS = {
     "convert_kernel": (44, 64),
     "encode_scaled_kernel": (7, 64),
-    "encode_transposing_kernel": (7, 80),
+    "encode_transposing_kernel": (7, 96),
     "matmul_wgmma_kernel": (16, 168),
     "matmul_mma_kernel": (6, 224),
     "attention_wgmma_kernel": (9, 168),

@@ -140,7 +140,7 @@ FP8SIM_DEVICE void store_turned(const EncodeScaledJob& job, const TileOfMatrix& 
 }
 
 template <class From, Mode mode>
-__global__ void __launch_bounds__(kTransposingThreads, 3)
+__global__ void __launch_bounds__(kTransposingThreads, 2)
     encode_transposing_kernel(EncodeScaledJob job, QuickRounding quick, Tiling tiling, bool aligned,
                               bool transposed_aligned) {
     __shared__ uint32_t turned[TurnedTile<mode>::kSize];
