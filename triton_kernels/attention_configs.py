@@ -143,7 +143,7 @@ _HOPPER = {
 
 _AMPERE = {
     64: [Config(128, 64), Config(64, 64, 4)],
-    128: [Config(128, 32, num_stages=3), Config(64, 32, 4, 3)],
+    128: [Config(128, 32, num_stages=3), Config(64, 32, 4)],
     256: [Config(64, 32)],
 }
 """By the padded width of a head: FP8 is widened before it is loaded."""
