@@ -101,10 +101,10 @@ FP8SIM_DEVICE uint32_t round_to_e4m3(float low, float high) {
 
 #define FP8SIM_WGMMA_64(TYPE, SHAPE, FLAGS)                                                                   \
     FP8SIM_DEVICE void wgmma(TYPE, TYPE, float(&s)[32], uint64_t a, uint64_t b, int adds) {                   \
-        asm volatile("{\n\t.reg .pred adds;\n\tsetp.ne.b32 adds, %34, 0;\n\t"                                \
+        asm volatile("{\n\t.reg .pred adds;\n\tsetp.ne.b32 adds, %34, 0;\n\t"                                 \
                      "wgmma.mma_async.sync.aligned.m64n64" SHAPE " {" FP8SIM_REGISTERS_32 "}, %32, %33, adds" \
                      ", 1, 1" FLAGS ";\n\t}"                                                                  \
-                     : FP8SIM_VALUES_32("+f", s, 0)                                                                 \
+                     : FP8SIM_VALUES_32("+f", s, 0)                                                           \
                      : "l"(a), "l"(b), "r"(adds));                                                            \
     }
 
@@ -117,19 +117,19 @@ FP8SIM_WGMMA_64(Bfloat16, "k16.f32.bf16.bf16", ", 0, 0")
 // wgmma with a in registers, four from a[0] on, added to `s`: b is K-major if it is of FP8; if of 16 bits, it lies
 // [k, column] in memory. The registers of a, too, are the instruction's until it was waited for.
 
-#define FP8SIM_WGMMA_ROWS_OF(TYPE, COUNT, SHAPE, REGISTERS, A, B, FLAGS, ...)                                  \
-    FP8SIM_DEVICE void wgmma_rows(TYPE, float(&s)[COUNT], const uint32_t* a, uint64_t b) {                     \
+#define FP8SIM_WGMMA_ROWS_OF(TYPE, COUNT, SHAPE, REGISTERS, A, B, FLAGS, ...)                               \
+    FP8SIM_DEVICE void wgmma_rows(TYPE, float(&s)[COUNT], const uint32_t* a, uint64_t b) {                  \
         asm volatile("{\n\t.reg .pred adds;\n\tsetp.ne.b32 adds, 1, 0;\n\twgmma.mma_async.sync.aligned.m64" \
-                     SHAPE " {" REGISTERS "}, {" A "}, " B ", adds, 1, 1" FLAGS ";\n\t}"                       \
-                     : __VA_ARGS__                                                                             \
-                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                                    \
+                     SHAPE " {" REGISTERS "}, {" A "}, " B ", adds, 1, 1" FLAGS ";\n\t}"                    \
+                     : __VA_ARGS__                                                                          \
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                                 \
     }
-#define FP8SIM_WGMMA_ROWS(TYPE, SHAPE, FLAGS)                                                                \
-    FP8SIM_WGMMA_ROWS_OF(TYPE, 32, "n64" SHAPE, FP8SIM_REGISTERS_32, "%32, %33, %34, %35", "%36", FLAGS,     \
-                         FP8SIM_VALUES_32("+f", s, 0))                                                             \
-    FP8SIM_WGMMA_ROWS_OF(TYPE, 64, "n128" SHAPE, FP8SIM_REGISTERS_64, "%64, %65, %66, %67", "%68", FLAGS,    \
-                         FP8SIM_VALUES_64("+f", s, 0))                                                             \
-    FP8SIM_WGMMA_ROWS_OF(TYPE, 128, "n256" SHAPE, FP8SIM_REGISTERS_128, "%128, %129, %130, %131", "%132",    \
+#define FP8SIM_WGMMA_ROWS(TYPE, SHAPE, FLAGS)                                                             \
+    FP8SIM_WGMMA_ROWS_OF(TYPE, 32, "n64" SHAPE, FP8SIM_REGISTERS_32, "%32, %33, %34, %35", "%36", FLAGS,  \
+                         FP8SIM_VALUES_32("+f", s, 0))                                                    \
+    FP8SIM_WGMMA_ROWS_OF(TYPE, 64, "n128" SHAPE, FP8SIM_REGISTERS_64, "%64, %65, %66, %67", "%68", FLAGS, \
+                         FP8SIM_VALUES_64("+f", s, 0))                                                    \
+    FP8SIM_WGMMA_ROWS_OF(TYPE, 128, "n256" SHAPE, FP8SIM_REGISTERS_128, "%128, %129, %130, %131", "%132", \
                          FLAGS, FP8SIM_VALUES_128("+f", s, 0))
 
 FP8SIM_WGMMA_ROWS(E4m3, "k32.f32.e4m3.e4m3", "")

@@ -128,7 +128,8 @@ FP8SIM_DEVICE void multiply_keys(uint32_t queries, uint32_t keys, float (&logits
     const int row = thread_index() / 32 * 16;
 #pragma unroll
     for (int i = 0; i < Tile::kLogits; ++i) logits[i] = 0.0f;
-#pragma unroll
+    // FP8 is widened here: more steps side by side would take more registers than there are.
+#pragma unroll(Tile::kElement == 2 ? Tile::kFeatures : 2)
     for (int k = 0; k < Tile::kFeatures; k += Tile::kInstructionDepth) {
         uint32_t a[4];
         load_a<Tile>(queries, row, k, a);
@@ -149,21 +150,25 @@ FP8SIM_DEVICE uint32_t probabilities(E4m3 type, float low, float high) {
     return widened_pair(type, pair_of(type, low, high));
 }
 
+// All are cast before the first product: half as many registers are held from then on.
 template <class Tile>
 FP8SIM_DEVICE void multiply_values(const float (&p)[Tile::kLogits], uint32_t values, float (&result)[Tile::kResults]) {
+    uint32_t a[Tile::kKeys / Tile::kInstructionDepth][4];
+#pragma unroll
+    for (int i = 0; i < Tile::kLogits / 2; ++i) {
+        a[i / 4][i % 4] = probabilities(typename Tile::Type{}, p[2 * i], p[2 * i + 1]);
+    }
 #pragma unroll
     for (int key = 0; key < Tile::kKeys; key += Tile::kInstructionDepth) {
-        uint32_t a[4];
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            a[i] = probabilities(typename Tile::Type{}, p[key / 2 + 2 * i], p[key / 2 + 2 * i + 1]);
-        }
 #pragma unroll
         for (int feature = 0; feature < Tile::kFeatures; feature += 16) {
             uint32_t b[2][2];
             load_b_down<Tile>(values, key, feature, b);
 #pragma unroll
-            for (int i = 0; i < 2; ++i) multiply(typename Tile::Type{}, sum_at(result, (feature + 8 * i) / 2), a, b[i]);
+            for (int i = 0; i < 2; ++i) {
+                multiply(typename Tile::Type{}, sum_at(result, (feature + 8 * i) / 2),
+                         a[key / Tile::kInstructionDepth], b[i]);
+            }
         }
     }
 }
