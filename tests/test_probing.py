@@ -372,11 +372,12 @@ def test_torch_is_asked_for_a_times_b_transposed_and_for_the_accumulation(
     monkeypatch.setattr(torch, "_scaled_mm", recorded)
     rng = np.random.default_rng(0)
     a, b = (rng.integers(-4, 5, (16, 32)).astype(np.float64) for _ in "ab")
+    codes = [encoded(x, "float8_e4m3fn") for x in (a, b)]
     name = f"torch._scaled_mm(use_fast_accum={fast})"
-    (gemm,) = (row.subject.gemm for row in products.rows("sm90") if row.subject.name == name)
-    found = gemm(*(encoded(x, "float8_e4m3fn") for x in (a, b)))
-    assert np.array_equal(found, a @ b.T)
-    assert told == [fast]
+    by_name = {row.subject.name: row.subject.gemm for row in products.rows("sm90")}
+    assert np.array_equal(by_name[name](*codes), a @ b.T)
+    assert np.array_equal(by_name[f"{name}, factors of rows"](*codes), encoded(a @ b.T, "bfloat16"))
+    assert told == [fast, fast]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ P10 is Triton's FP8, P11 `torch._scaled_mm`, P12 promotion with factors, P13 bfl
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -112,18 +113,22 @@ def _imprecise(every: int, block_k: int) -> GemmPlan:
 
 
 def _scaled_mm(instruction: str) -> Iterator[Row]:
-    """With a factor of 1 for each operand and a float32 result."""
-    for fast in (True, False):
-        name = f"torch._scaled_mm(use_fast_accum={fast})"
-        subject = Subject(name, DeviceCall((_FP8, _FP8), _scaled_mm_call(fast)), instruction)
+    """With a factor of 1 for each operand and a float32 result, or one for each row, whose result is of 16 bits."""
+    for fast, size, by_row in itertools.product((True, False), (_SMALL, _LARGE), (False, True)):
+        name = f"torch._scaled_mm(use_fast_accum={fast}){', factors of rows' if by_row else ''}"
+        name += f", {size} x {size}" if size != _SMALL else ""
+        output = "bfloat16" if by_row else "float32"
+        call = DeviceCall((_FP8, _FP8), _scaled_mm_call(fast, by_row))
+        subject = Subject(name, call, instruction, output=output, size=size)
         plan = GemmPlan(instruction, flush=None if fast else 128)
         yield Row(subject, "torch", plan, every_length=True)
 
 
-def _scaled_mm_call(fast: bool) -> Call:
+def _scaled_mm_call(fast: bool, by_row: bool) -> Call:
     def call(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        one = torch.ones((), device=a.device)
-        return torch._scaled_mm(a, b.t(), one, one, out_dtype=torch.float32, use_fast_accum=fast)
+        of_a, of_b = (torch.ones(shape if by_row else (), device=a.device) for shape in ((len(a), 1), (1, len(b))))
+        dtype = torch.bfloat16 if by_row else torch.float32
+        return torch._scaled_mm(a, b.t(), of_a, of_b, out_dtype=dtype, use_fast_accum=fast)
 
     return call
 
