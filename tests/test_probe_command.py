@@ -105,10 +105,15 @@ def test_whatever_differs_is_a_surprise() -> None:
     report = Report(
         "sm90",
         {},
-        (fine, dataclasses.replace(fine, matches=()), dataclasses.replace(fine, matches=("sm89",))),
-        (Invariance(NAME, "two ways", 10, 0), Invariance(NAME, "two ways", 10, 3)),
-        (Tally(NAME, NAME, 0, 10, 0, 0, 0.0, ()), Tally(NAME, NAME, 0, 10, 4, 0, 0.0, ())),
-        (Order("gemm", 128, (), None, ("sm90.wgmma",), 1), Order("gemm", 256, (), None, (), 1)),
+        ("instructions", "gemms"),
+        [fine, dataclasses.replace(fine, matches=()), dataclasses.replace(fine, matches=("sm89",))],
+        [Invariance(NAME, "two ways", 10, 0), Invariance(NAME, "two ways", 10, 3)],
+        [Tally(NAME, NAME, 0, 10, 0, 0, 0.0, ()), Tally(NAME, NAME, 0, 10, 4, 0, 0.0, ())],
+        [
+            Order("P11", "gemm", 128, (), None, ("sm90.wgmma",), 1, "sm90.wgmma"),
+            Order("P11", "gemm", 256, (), None, (), 1, "sm90.wgmma"),
+            Order("P11", "gemm", 512, (), None, ("sm80.mma",), 1, "sm90.wgmma"),
+        ],
     )
     assert report.surprises == [
         f"{NAME} is no row",
@@ -116,8 +121,9 @@ def test_whatever_differs_is_a_surprise() -> None:
         f"{NAME}: two ways: 3 of 10 differ",
         f"{NAME}: 4 of 10 random outputs differ",
         "gemm, K = 256: no plan gives its bits",
+        "gemm, K = 512: not sm90.wgmma, but sm80.mma",
     ]
-    assert dataclasses.replace(report, recognitions=(fine,), invariances=(), tallies=(), orders=()).surprises == []
+    assert dataclasses.replace(report, recognitions=[fine], invariances=[], tallies=[], orders=[]).surprises == []
 
 
 def test_orders_of_a_gemm_are_told(tmp_path: Path) -> None:

@@ -396,7 +396,8 @@ def test_a_whole_run_on_a_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     about = {"device": "NVIDIA H900", "capability": 90, "driver": "1", "cuda": "13", "torch": "2", "triton": "3"}
     monkeypatch.setattr(device, "environment", lambda: about)
     names = ("sm90.wgmma.e4m3.e4m3.f32", "sm90.mma.e4m3.e4m3.f32")
-    options = running.Options(instructions=names, random=2000, golden=tmp_path, lengths=(), out=tmp_path)
+    sections = ("instructions",)
+    options = running.Options(sections=sections, instructions=names, random=2000, golden=tmp_path, out=tmp_path)
     advances: list[str] = []
     report = running.run(options, advances.append)
     assert report.surprises == []

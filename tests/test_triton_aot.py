@@ -90,6 +90,8 @@ SPILLS = {
     "sm_90 attention backward over queries e4m3 256, shared": 48,
     "sm_90 attention backward over queries e4m3 256, ragged": 152,
     "sm_90 attention backward over queries e4m3 256, packed": 152,
+    "sm_80 attention backward over queries bfloat16 256, everything seen": 16,
+    "sm_80 attention backward over queries float16 256, everything seen": 16,
 }
 """Bytes of the stack at most, where registers spill and no tiles are known with which they do not: two sums of 64 x 256
 and the product that is added to one of them take 192 of 255 registers."""
