@@ -101,7 +101,7 @@ def check_tensor(argument: str, x: Any) -> None:
         raise TypeError(f"{argument} has layout {x.layout}: expected torch.strided; use {argument}.to_dense()")
 
 
-def check_floating(argument: str, x: Any, dtypes: tuple[torch.dtype, ...] = FLOATING) -> None:
+def check_tensor_of(argument: str, x: Any, dtypes: tuple[torch.dtype, ...] = FLOATING) -> None:
     """TypeError unless x is a torch tensor of one of `dtypes`."""
     check_tensor(argument, x)
     if x.dtype not in dtypes:

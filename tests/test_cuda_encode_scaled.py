@@ -147,7 +147,11 @@ ERRORS = {
         ValueError,
         "scale must be a float, or one float32 number on x's device cpu: got torch.float64",
     ),
-    "dtype": (lambda: encode_scaled(X.int(), "e4m3"), TypeError, "x must be a torch tensor of float64.* torch.int32"),
+    "dtype": (
+        lambda: encode_scaled(X.int(), "e4m3"),
+        TypeError,
+        "x is torch.int32: expected torch.float32, .* or torch.float64",
+    ),
     "policy": (lambda: encode_scaled(X, "e2m1", overflow="nan"), ValueError, "overflow=NAN needs"),
     "seed": (lambda: encode_scaled(X, "e4m3", rounding="stochastic"), ValueError, "STOCHASTIC needs random bits"),
 }

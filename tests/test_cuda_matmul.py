@@ -272,8 +272,8 @@ REFUSED = {
         TypeError,
         "the CUDA kernel multiplies factors of tensors and rows; call under use_backend",
     ),
-    "dtype": (lambda: matmul(A.float(), A), TypeError, "a must be a torch tensor of float8_e4m3fn.* got torch.float32"),
-    "no tensor": (lambda: matmul(A, 3.0), TypeError, "b must be a torch tensor of float8_e4m3fn.* got float"),
+    "dtype": (lambda: matmul(A.float(), A), TypeError, "a is torch.float32: expected torch.float8_e4m3fn, "),
+    "no tensor": (lambda: matmul(A, 3.0), TypeError, "b is a float: expected a torch tensor"),
     "dtypes": (lambda: matmul(A, A.half()), TypeError, "a and b must have the same dtype, or both FP8"),
     "out_dtype": (
         lambda: matmul(A, A, out_dtype=E4M3),

@@ -15,7 +15,7 @@ from cast_cases import (
     inputs,
     policies,
 )
-from hardware_bits import bits_of_both
+from hardware_bits import bits_of_both, nothing_waits
 
 import fp8sim
 from fp8sim import backends, casting
@@ -200,11 +200,8 @@ def test_nothing_waits_for_the_device():
             quantize.quantize(x, QUANTIZERS[name])
 
     run()  # compiles
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with nothing_waits():
         run()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("transpose", [False, True])

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from hardware_bits import nothing_waits
 
 from fp8sim import backends
 
@@ -89,11 +90,8 @@ def test_fused_work_waits_for_nothing():
         losses.cross_entropy(leaf * 2.0, target, x[0], in_place=True).backward()
 
     run()  # compiles
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with nothing_waits():
         run()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("transpose", [False, True])

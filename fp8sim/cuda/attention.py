@@ -14,6 +14,7 @@ import math
 
 import torch
 
+from fp8sim.arguments import check_tensor_of
 from fp8sim.cuda.launching import (
     HOPPER,
     Capability,
@@ -23,7 +24,6 @@ from fp8sim.cuda.launching import (
     require_built,
     require_cuda,
     require_dtype,
-    require_tensor,
 )
 from fp8sim.cuda.matmul import plan_of as plan_of_products
 from fp8sim.mma import attention as plans
@@ -190,7 +190,7 @@ def _check(
 ) -> None:
     operands = {"query": query, "key": key, "value": value}
     for name, x in operands.items():
-        require_tensor(name, x, _OPERANDS)
+        check_tensor_of(name, x, _OPERANDS)
         require_cuda(name, x)
     if len({x.dtype for x in operands.values()}) != 1 or len({x.device for x in operands.values()}) != 1:
         listed = ", ".join(f"{name} {x.dtype} on {x.device}" for name, x in operands.items())

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from fp8sim import casting, formats
-from fp8sim.cuda.launching import FLOATS, current_stream, dense, name_of, require_dtype, require_tensor
+from fp8sim.arguments import FLOATING, check_tensor_of
+from fp8sim.cuda.launching import current_stream, dense, name_of, require_dtype
 from fp8sim.formats import Format
 from fp8sim.random_bits import random_keywords
 from fp8sim.rounding import Overflow, Rounding, resolve_names
@@ -32,7 +33,7 @@ def cast(
         TypeError: a dtype that cannot be cast.
         RuntimeError: no CUDA device, or no `fp8sim._cuda`.
     """
-    require_tensor("x", x, FLOATS)
+    check_tensor_of("x", x)
     to = resolve_names(fmt, rounding, overflow)
     words = random_keywords(Rounding(to.rounding), **random)
     if out is not None:
@@ -53,7 +54,7 @@ def encode(
     **random: int,
 ) -> torch.Tensor:
     """As `fp8sim.encode`, for a CUDA tensor x [...]. Errors as for `cast`."""
-    require_tensor("x", x, FLOATS)
+    check_tensor_of("x", x)
     to = resolve_names(fmt, rounding, overflow)
     words = random_keywords(Rounding(to.rounding), **random)
     source, codes = dense("x", x), casting.code_dtype(formats.parse(fmt))
@@ -70,8 +71,8 @@ def decode(codes: torch.Tensor, fmt: str | Format, *, dtype: torch.dtype = torch
         TypeError: codes that are no unsigned integers, a dtype that is not decoded to.
         RuntimeError: no CUDA device, or no `fp8sim._cuda`.
     """
-    require_tensor("codes", codes, _CODES)
-    require_dtype("dtype", dtype, FLOATS)
+    check_tensor_of("codes", codes, _CODES)
+    require_dtype("dtype", dtype, FLOATING)
     conversion = resolve_names(fmt, Rounding.TIES_TO_EVEN, Overflow.SATURATE)
     source = dense("codes", codes)
     casting.check_code_tensor(source, formats.parse(fmt))
@@ -82,7 +83,7 @@ def decode(codes: torch.Tensor, fmt: str | Format, *, dtype: torch.dtype = torch
 
 def _require_output(out: torch.Tensor, x: torch.Tensor) -> None:
     """TypeError or ValueError unless results for x can be written to `out`."""
-    require_tensor("out", out, (x.dtype,))
+    check_tensor_of("out", out, (x.dtype,))
     if (out.shape, out.device) != (x.shape, x.device) or not out.is_contiguous():
         raise ValueError(
             f"out must be contiguous and have x's shape and device {list(x.shape)} {x.device}, got strides "

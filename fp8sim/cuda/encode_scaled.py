@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from fp8sim import casting, formats
-from fp8sim.cuda.launching import FLOATS, current_stream, dense, float32_of, name_of, require_tensor
+from fp8sim.arguments import check_tensor_of
+from fp8sim.cuda.launching import current_stream, dense, float32_of, name_of
 from fp8sim.formats import Format
 from fp8sim.random_bits import random_keywords
 from fp8sim.rounding import Overflow, Rounding, resolve_names
@@ -47,7 +48,7 @@ def encode_scaled(
             number, `transpose` of a tensor without two axes.
         RuntimeError: no CUDA device, or no `fp8sim._cuda`.
     """
-    require_tensor("x", x, FLOATS)
+    check_tensor_of("x", x)
     to = resolve_names(fmt, rounding, overflow)
     words = random_keywords(Rounding(to.rounding), **random)
     if transpose and x.ndim < 2:

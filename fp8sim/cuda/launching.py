@@ -12,9 +12,6 @@ import torch
 Capability = tuple[int, int]
 AMPERE, ADA, HOPPER = (8, 0), (8, 9), (9, 0)
 
-FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-"""What is cast and encoded."""
-
 
 def name_of(dtype: torch.dtype) -> str:
     """As the kernels name it."""
@@ -30,16 +27,6 @@ def require_built() -> None:
         from fp8sim import _cuda  # noqa: F401
     except ImportError as error:
         raise RuntimeError(f"{NOT_BUILT}: {error}") from error
-
-
-def require_tensor(argument: str, x: Any, dtypes: Sequence[torch.dtype]) -> None:
-    """TypeError unless x is a tensor of one of these dtypes."""
-    if not isinstance(x, torch.Tensor) or x.dtype not in dtypes:
-        *others, last = map(name_of, dtypes)
-        got = x.dtype if isinstance(x, torch.Tensor) else type(x).__name__
-        raise TypeError(
-            f"{argument} must be a torch tensor of {' or '.join(filter(None, [', '.join(others), last]))}, got {got}"
-        )
 
 
 def require_dtype(argument: str, dtype: Any, dtypes: Sequence[torch.dtype]) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from fp8sim.arguments import check_tensor_of
 from fp8sim.cuda.launching import (
     ADA,
     AMPERE,
@@ -25,7 +26,6 @@ from fp8sim.cuda.launching import (
     name_of,
     require_cuda,
     require_dtype,
-    require_tensor,
 )
 from fp8sim.mma.plans import GemmPlan
 
@@ -176,7 +176,7 @@ def _factor_arguments(operand: str, factors: torch.Tensor | None) -> dict[str, A
 def _checked_batch(a: torch.Tensor, b: torch.Tensor, out_dtype: torch.dtype) -> torch.Size:
     """The result's leading dimensions; operands that do not fit are refused."""
     for name, x in (("a", a), ("b", b)):
-        require_tensor(name, x, _OPERANDS)
+        check_tensor_of(name, x, _OPERANDS)
     if a.dtype != b.dtype and not {a.dtype, b.dtype} <= set(_FLOAT8):
         raise TypeError(f"a and b must have the same dtype, or both FP8, got {a.dtype} and {b.dtype}: cast one of them")
     require_dtype("out_dtype", out_dtype, _OUTPUTS)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from fp8sim import backends
-from fp8sim.arguments import FLOATS, check_float32, check_float32_factor, check_floating, check_like
+from fp8sim.arguments import FLOATS, check_float32, check_float32_factor, check_like, check_tensor_of
 from fp8sim.derivatives import differentiable_once
 from fp8sim.formats import Format
 from fp8sim.ops.encode_scaled import ScaledCodes
@@ -252,16 +252,16 @@ def silu_glu_backward_encode(
 
 def _check_alike(x: torch.Tensor, **others: torch.Tensor) -> None:
     """TypeError or ValueError unless x and others are tensors of float32, float16 or bfloat16 and of one shape."""
-    check_floating("x", x, FLOATS)
+    check_tensor_of("x", x, FLOATS)
     for argument, other in others.items():
-        check_floating(argument, other, FLOATS)
+        check_tensor_of(argument, other, FLOATS)
         check_like(argument, other, "x", x)
 
 
 def _check_pair(x: torch.Tensor, gate: torch.Tensor | None) -> None:
     """TypeError or ValueError unless x and gate fit, or x holds both."""
     if gate is None:
-        check_floating("x", x, FLOATS)
+        check_tensor_of("x", x, FLOATS)
         if x.ndim == 0 or x.shape[-1] % 2:
             raise ValueError(f"x has shape {list(x.shape)}: without gate its rows hold both, and have an even length")
         return

@@ -11,11 +11,11 @@ from fp8sim.arguments import (
     FLOATS,
     check_flag,
     check_float32_factor,
-    check_floating,
     check_integer,
     check_number,
     check_positive,
     check_tensor,
+    check_tensor_of,
     names,
 )
 from fp8sim.mma.attention import AttentionPlan
@@ -27,7 +27,7 @@ def check_operands(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, 
     """TypeError or ValueError unless query, key and value are tensors that fit."""
     check_flag("enable_gqa", enable_gqa)
     for name, x in (("query", query), ("key", key), ("value", value)):
-        check_floating(name, x, (*FLOATS, *FLOAT8))
+        check_tensor_of(name, x, (*FLOATS, *FLOAT8))
         if x.device != query.device:
             raise ValueError(f"{name} is on {x.device} and query on {query.device}: move one with .to()")
         if x.dtype in FLOAT8 and x.requires_grad:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from fp8sim import array_memory, backends, casting, formats, presets
-from fp8sim.arguments import FLOATING, check_floating, names
+from fp8sim.arguments import FLOATING, check_tensor_of, names
 from fp8sim.derivatives import differentiable_once
 from fp8sim.formats import Format
 from fp8sim.ops.library import constant_result, register
@@ -154,7 +154,7 @@ def _arguments(
     random: _Random,
 ) -> tuple[Any, ...]:
     """The arguments of the registered `op` after `x`: the seed as a tensor, 64-bit patterns as int64."""
-    check_floating("x", x)
+    check_tensor_of("x", x)
     backend = backends.select(op, x.device.type)
     if preset is None:
         policy, mode = policy_text(fmt, rounding, overflow)
@@ -304,7 +304,7 @@ def decode(codes: _Array, fmt: str | Format, *, dtype: Any = None) -> _Array:
     """
     if not isinstance(codes, torch.Tensor):
         return casting.decode(codes, fmt, dtype=np.float32 if dtype is None else dtype)
-    check_floating("codes", codes, _CODES)
+    check_tensor_of("codes", codes, _CODES)
     backend = backends.select("decode", codes.device.type)
     name = "float32" if dtype is None else _float_name(dtype)
     result: torch.Tensor = _decode_op(codes, format_text(fmt), getattr(torch, name), backend)

@@ -12,10 +12,10 @@ from fp8sim.arguments import (
     check_flag,
     check_float32,
     check_float32_factor,
-    check_floating,
     check_integer,
     check_number,
     check_tensor,
+    check_tensor_of,
 )
 from fp8sim.derivatives import differentiable_once
 from fp8sim.ops.library import register
@@ -174,7 +174,7 @@ def _counted(target: torch.Tensor, weight: torch.Tensor | None, ignore_index: in
 
 
 def _check_operands(logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None) -> None:
-    check_floating("logits", logits, FLOATS)
+    check_tensor_of("logits", logits, FLOATS)
     check_tensor("target", target)
     if target.dtype not in (torch.int64, torch.int32):
         raise TypeError(f"target must hold classes as int64 or int32, got {target.dtype}: probabilities are for "
@@ -188,7 +188,7 @@ def _check_operands(logits: torch.Tensor, target: torch.Tensor, weight: torch.Te
         raise ValueError(f"logits have shape {list(logits.shape)}: expected one class or more")
     if weight is None:
         return
-    check_floating("weight", weight, FLOATS)
+    check_tensor_of("weight", weight, FLOATS)
     if weight.shape != logits.shape[-1:] or weight.device != logits.device:
         raise ValueError(
             f"weight must be [{logits.shape[-1]}] on {logits.device}, got {list(weight.shape)} on {weight.device}"

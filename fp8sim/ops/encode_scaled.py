@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 
 from fp8sim import backends, casting, formats
-from fp8sim.arguments import check_flag, check_float32_factor, check_floating
+from fp8sim.arguments import check_flag, check_float32_factor, check_tensor_of
 from fp8sim.formats import Format
 from fp8sim.ops.cast import policy_text, random_arguments, random_options
 from fp8sim.ops.library import register
@@ -116,7 +116,7 @@ def encode_scaled(
         ValueError, TypeError: as for `fp8sim.encode`; a factor of another kind, or a number that is not positive and
             finite; `transpose` of a tensor with one axis.
     """
-    check_floating("x", x)
+    check_tensor_of("x", x)
     check_flag("fused", fused)
     check_forms(x, amax, transpose)
     policy, mode = policy_text(fmt, rounding, overflow)

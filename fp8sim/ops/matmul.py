@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from fp8sim import backends, quantizers, recipes
-from fp8sim.arguments import check_floating, check_tensor, check_text
+from fp8sim.arguments import check_tensor, check_tensor_of, check_text
 from fp8sim.derivatives import differentiable_once
 from fp8sim.ops.library import constant_result, register
 from fp8sim.quantizers import Quantizer
@@ -295,7 +295,7 @@ def check_shapes(a: torch.Tensor, b: torch.Tensor) -> None:
 def _check_alike(**operands: torch.Tensor) -> None:
     """TypeError or ValueError unless two tensors have one of four dtypes, and share it and the device."""
     for argument, x in operands.items():
-        check_floating(argument, x)
+        check_tensor_of(argument, x)
     (first, a), (second, b) = operands.items()
     if a.dtype != b.dtype or a.device != b.device:
         raise ValueError(
@@ -315,7 +315,7 @@ def check_weights(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor 
         )
     if bias is None:
         return
-    check_floating("bias", bias)
+    check_tensor_of("bias", bias)
     if bias.shape != weight.shape[:1] or bias.device != weight.device:
         raise ValueError(
             f"bias has shape {list(bias.shape)} on {bias.device}: expected [O] = [{weight.shape[0]}], the rows of "

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from fp8sim import array_memory, backends, casting, quantizers
-from fp8sim.arguments import check_floating
+from fp8sim.arguments import check_tensor_of
 from fp8sim.ops.cast import random_arguments, random_options
 from fp8sim.ops.library import register
 from fp8sim.packing import unpack
@@ -97,7 +97,7 @@ def quantize(
         row = backends.row("quantize", backends.select("quantize", "cpu"))
         found: QuantizedTensor = row.load()(x, parsed, seed=seed, stream=stream, offset=offset, random_bits=random_bits)
         return found
-    check_floating("x", x)
+    check_tensor_of("x", x)
     backend = backends.select("quantize", x.device.type)
     rest = random_arguments(parsed.rounding, seed, stream, offset, random_bits)
     codes, scales, whole = _op(x.detach(), str(parsed), *rest, backend)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from fp8sim import backends
-from fp8sim.arguments import FLOATS, check_float32, check_floating, check_like, check_tensor
+from fp8sim.arguments import FLOATS, check_float32, check_like, check_tensor, check_tensor_of
 from fp8sim.derivatives import differentiable_once
 from fp8sim.formats import Format
 from fp8sim.ops.encode_scaled import ScaledCodes
@@ -139,7 +139,7 @@ def rms_norm_backward_encode(
         Codes; [C] in the gain's dtype, or None without a gain.
     """
     _check(x, gain, gain_factor)
-    check_floating("grad", grad, FLOATS)
+    check_tensor_of("grad", grad, FLOATS)
     check_like("grad", grad, "x", x)
     check_tensor("inverse", inverse)
     if inverse.shape != x.shape[:-1] or inverse.dtype != torch.float32 or inverse.device != x.device:
@@ -154,13 +154,13 @@ def rms_norm_backward_encode(
 
 
 def _check(x: torch.Tensor, gain: torch.Tensor | None, gain_factor: float) -> None:
-    check_floating("x", x, FLOATS)
+    check_tensor_of("x", x, FLOATS)
     check_float32("gain_factor", gain_factor)
     if x.ndim == 0:
         raise ValueError("x has no axis: rms_norm takes rows [..., C]")
     if gain is None:
         return
-    check_floating("gain", gain, FLOATS)
+    check_tensor_of("gain", gain, FLOATS)
     if gain.shape != x.shape[-1:] or gain.device != x.device:
         raise ValueError(
             f"gain must be [{x.shape[-1]}] on x's device {x.device}, got {list(gain.shape)} on {gain.device}"

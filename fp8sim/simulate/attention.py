@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from fp8sim import _core, casting, formats
-from fp8sim.arguments import check_floating, check_positive
+from fp8sim.arguments import check_positive, check_tensor_of
 from fp8sim.mma import attention as plans
 from fp8sim.mma import gemm
 from fp8sim.mma.attention import AttentionPlan, Denominator
@@ -100,7 +100,7 @@ def attention(
     plan = plans.parse(plan)
     given = {"query": query, "key": key, "value": value}
     for name, x in given.items():
-        check_floating(name, x, _DTYPES)
+        check_tensor_of(name, x, _DTYPES)
     q, k, v = (operands(x, name, None, None) for name, x in given.items())
     _check(q.codes.shape, k.codes.shape, v.codes.shape, window)
     _check_products(plan, q.format, k.format, v.format)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from fp8sim.arguments import check_flag, check_floating, check_same
+from fp8sim.arguments import check_flag, check_same, check_tensor_of
 from fp8sim.derivatives import differentiable_once
 from fp8sim.recipes import Recipe
 from fp8sim.unit_scaling import rules
@@ -58,7 +58,7 @@ class _Activation(torch.autograd.Function):
 def _activation(
     input: torch.Tensor, name: str, mult: float, recipe: str | Recipe, factors: tuple[float, float]
 ) -> torch.Tensor:
-    check_floating("input", input)
+    check_tensor_of("input", input)
     if is_unit_scaled(recipe):
         return apply(_Activation, input, name, mult, *factors)
     return _ACTIVATIONS[name][0](input) if mult == 1.0 else _ACTIVATIONS[name][0](input * mult) / mult
@@ -173,8 +173,8 @@ def silu_glu(
     Raises:
         ValueError, TypeError, RuntimeError: operands that differ in shape or dtype; else as for `gelu`.
     """
-    check_floating("input", input)
-    check_floating("gate", gate)
+    check_tensor_of("input", input)
+    check_tensor_of("gate", gate)
     check_same(dtype=False, input=input, gate=gate)
     if input.shape != gate.shape or input.dtype != gate.dtype:
         raise ValueError(
@@ -219,7 +219,7 @@ def dropout(
     Raises:
         ValueError: p outside 0 .. 1, or an unknown recipe.
     """
-    check_floating("input", input)
+    check_tensor_of("input", input)
     check_flag("training", training)
     factor = rules.dropout(p)
     if not is_unit_scaled(recipe):

@@ -14,10 +14,10 @@ from fp8sim.arguments import (
     check_flag,
     check_float32,
     check_float32_factor,
-    check_floating,
     check_integer,
     check_probability,
     check_same,
+    check_tensor_of,
     names,
 )
 from fp8sim.derivatives import differentiable_once
@@ -79,7 +79,7 @@ def softmax(
         IndexError: no such dimension.
         RuntimeError: under a unit-scaled recipe, from autograd: a second derivative, which there is none of.
     """
-    check_floating("input", input)
+    check_tensor_of("input", input)
     check_integer("dim", dim)
     if dtype is not None and dtype not in FLOATING:
         raise TypeError(f"dtype={dtype!r}: expected {names(FLOATING)}, or None")
@@ -160,7 +160,7 @@ def scaled_dot_product_attention(
     query, key, value = autocast(query, key, value)
     if plan is None:
         for label, x in (("query", query), ("key", key), ("value", value)):
-            check_floating(label, x)
+            check_tensor_of(label, x)
         check_same(query=query, key=key, value=value)
         check_same(dtype=False, query=query, attn_mask=attn_mask)
     width = max(1, query.shape[-1])
@@ -230,7 +230,7 @@ def _check_attention(
     enable_gqa: bool,
 ) -> None:
     for name, x in (("query", query), ("key", key), ("value", value)):
-        check_floating(name, x, (*FLOATING, *FLOAT8))
+        check_tensor_of(name, x, (*FLOATING, *FLOAT8))
     check_flag("is_causal", is_causal)
     check_flag("enable_gqa", enable_gqa)
     shapes = [list(x.shape) for x in (query, key, value)]
@@ -248,7 +248,7 @@ def _check_attention(
 def _check_mask(attn_mask: torch.Tensor, query: torch.Tensor, key: torch.Tensor, is_causal: bool) -> None:
     if is_causal:
         raise ValueError("is_causal=True and an attn_mask: pass one; a causal mask is ones(L, S).tril()")
-    check_floating("attn_mask", attn_mask, (*FLOATING, torch.bool))
+    check_tensor_of("attn_mask", attn_mask, (*FLOATING, torch.bool))
     sizes = list(attn_mask.shape)
     logits = [*query.shape[:-1], key.shape[-2]]
     fits = all(x in (1, y) for x, y in zip(sizes[:-3:-1], logits[:-3:-1], strict=False))

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from fp8sim.arguments import FLOATS, check_floating, check_like, check_same, check_tensor
+from fp8sim.arguments import FLOATS, check_like, check_same, check_tensor, check_tensor_of
 from fp8sim.formats import Format
 from fp8sim.ops import activations, cross_entropy, rms_norm
 from fp8sim.ops.encoded import Encoded
@@ -42,7 +42,7 @@ def gelu_encode(
     Raises:
         TypeError, ValueError: as for `gelu` and `fp8sim.ops.activations.gelu_encode`.
     """
-    check_floating("input", input, FLOATS)
+    check_tensor_of("input", input, FLOATS)
     alpha, beta = rules.gelu(mult, constraint) if is_unit_scaled(recipe) else (1.0, 1.0)
     options: dict[str, Any] = {"approximate": approximate, "mult": mult, "alpha": alpha, "beta": beta}
     return activations.gelu_encode(input, fmt, **options, **cast)
@@ -65,9 +65,9 @@ def silu_glu_encode(
 
     Returns, Raises: as for `gelu_encode`.
     """
-    check_floating("input", input, FLOATS)
+    check_tensor_of("input", input, FLOATS)
     if gate is not None:
-        check_floating("gate", gate, FLOATS)
+        check_tensor_of("gate", gate, FLOATS)
         check_like("gate", gate, "input", input)
         check_same(input=input, gate=gate)
     factor = rules.silu_glu(mult) if is_unit_scaled(recipe) else 1.0
@@ -91,9 +91,9 @@ def rms_norm_encode(
 
     Returns, Raises: as for `gelu_encode`; `batch_tokens` < 1.
     """
-    check_floating("input", input, FLOATS)
+    check_tensor_of("input", input, FLOATS)
     if weight is not None:
-        check_floating("weight", weight, FLOATS)
+        check_tensor_of("weight", weight, FLOATS)
         check_same(dtype=False, input=input, weight=weight)
         if weight.shape != input.shape[-1:]:
             raise ValueError(f"weight has shape {list(weight.shape)}: expected {list(input.shape[-1:])}, input's last")
@@ -126,12 +126,12 @@ def fused_cross_entropy(
         TypeError, ValueError, RuntimeError: as for `fp8sim.ops.cross_entropy.cross_entropy`; fewer than two classes
             under a unit-scaled recipe.
     """
-    check_floating("input", input, FLOATS)
+    check_tensor_of("input", input, FLOATS)
     if input.ndim == 0:
         raise ValueError("input has no dimension: fused_cross_entropy takes logits [..., V]")
     check_tensor("target", target)
     if weight is not None:
-        check_floating("weight", weight, FLOATS)
+        check_tensor_of("weight", weight, FLOATS)
     check_same(dtype=False, input=input, target=target, weight=weight)
     beta = rules.cross_entropy(input.shape[-1], label_smoothing) if is_unit_scaled(recipe) else None
     options |= {"label_smoothing": label_smoothing, "in_place": in_place, "beta": beta}

@@ -13,10 +13,10 @@ from fp8sim.arguments import (
     FLOATING,
     check_finite,
     check_float32_factor,
-    check_floating,
     check_integer,
     check_number,
     check_same,
+    check_tensor_of,
 )
 from fp8sim.recipes import Recipe
 from fp8sim.simulate.scale import scale_bwd, scale_fwd
@@ -120,8 +120,8 @@ def mse_loss(
         ValueError: shapes that differ, an unknown reduction or recipe.
         TypeError: no tensors, or of another dtype.
     """
-    check_floating("input", input)
-    check_floating("target", target)
+    check_tensor_of("input", input)
+    check_tensor_of("target", target)
     check_same(dtype=False, input=input, target=target)
     if input.shape != target.shape:
         raise ValueError(
@@ -163,8 +163,8 @@ def _row_weights(
 
 def _check_target(input: torch.Tensor, target: torch.Tensor) -> bool:
     """Whether the target holds classes, not probabilities. Errors unless its dtype and shape fit the logits."""
-    check_floating("input", input)
-    check_floating("target", target, (*_CLASSES, *FLOATING))
+    check_tensor_of("input", input)
+    check_tensor_of("target", target, (*_CLASSES, *FLOATING))
     if input.ndim == 0:
         raise ValueError("input has no dimension: cross_entropy takes logits [V], [B, V] or [B, V, ...]")
     classes_dropped = (*input.shape[: _class_dim(input)], *input.shape[_class_dim(input) + 1 :])
@@ -181,7 +181,7 @@ def _check_target(input: torch.Tensor, target: torch.Tensor) -> bool:
 def _check_weight(weight: torch.Tensor | None, input: torch.Tensor) -> None:
     if weight is None:
         return
-    check_floating("weight", weight)
+    check_tensor_of("weight", weight)
     classes = input.shape[_class_dim(input)]
     if weight.shape != (classes,):
         raise ValueError(f"weight has shape {list(weight.shape)}: expected [{classes}], one for each class")

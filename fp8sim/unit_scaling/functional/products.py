@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from fp8sim.arguments import check_floating, check_integer, check_same
+from fp8sim.arguments import check_integer, check_same, check_tensor_of
 from fp8sim.ops import matmul as ops
 from fp8sim.ops.matmul import check_weights
 from fp8sim.recipes import Recipe
@@ -236,8 +236,8 @@ def _single(argument: str, value: int | tuple[int], least: int = 1) -> int:
 
 
 def _check_convolution(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, groups: int) -> None:
-    check_floating("input", input)
-    check_floating("weight", weight)
+    check_tensor_of("input", input)
+    check_tensor_of("weight", weight)
     check_same(dtype=not is_autocasting(input.device.type), input=input, weight=weight)
     check_integer("groups", groups)
     fits = input.ndim in (2, 3) and weight.ndim == 3 and groups >= 1
@@ -248,7 +248,7 @@ def _check_convolution(input: torch.Tensor, weight: torch.Tensor, bias: torch.Te
         )
     if bias is None:
         return
-    check_floating("bias", bias)
+    check_tensor_of("bias", bias)
     check_same(dtype=False, input=input, bias=bias)
     if bias.shape != weight.shape[:1]:
         raise ValueError(f"bias has shape {list(bias.shape)}: expected [O] = [{weight.shape[0]}], the rows of weight")

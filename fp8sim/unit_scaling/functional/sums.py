@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from fp8sim.arguments import check_broadcast, check_floating, check_number, check_same
+from fp8sim.arguments import check_broadcast, check_number, check_same, check_tensor_of
 from fp8sim.derivatives import differentiable_once
 from fp8sim.recipes import Recipe
 from fp8sim.unit_scaling import rules
@@ -66,8 +66,8 @@ def add(
         tensor, number = (input, other) if isinstance(input, torch.Tensor) else (other, input)
         check_number("input" if tensor is other else "other", number)
         return torch.as_tensor(tensor + number)
-    check_floating("input", input)
-    check_floating("other", other)
+    check_tensor_of("input", input)
+    check_tensor_of("other", other)
     check_same(dtype=False, input=input, other=other)
     check_broadcast(input=input, other=other)
     if not is_unit_scaled(recipe):
@@ -138,7 +138,7 @@ def residual_split(
     Raises:
         ValueError: an unknown recipe or convention, a tau that the convention does not allow.
     """
-    check_floating("input", input)
+    check_tensor_of("input", input)
     if not is_unit_scaled(recipe):
         return input, input
     scales = rules.residual(tau, convention)
@@ -166,8 +166,8 @@ def residual_add(
     Raises:
         ValueError: shapes that differ; else as for `residual_split`.
     """
-    check_floating("branch", branch)
-    check_floating("skip", skip)
+    check_tensor_of("branch", branch)
+    check_tensor_of("skip", skip)
     check_same(dtype=False, branch=branch, skip=skip)
     if branch.shape != skip.shape:
         raise ValueError(

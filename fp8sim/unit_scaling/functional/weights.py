@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from fp8sim.arguments import check_floating, check_integer, check_not_negative, check_same
+from fp8sim.arguments import check_integer, check_not_negative, check_same, check_tensor_of
 from fp8sim.derivatives import differentiable_once
 from fp8sim.recipes import Recipe
 from fp8sim.simulate.scale import scale_bwd
@@ -50,8 +50,8 @@ def embedding(
         TypeError: tensors of another dtype, or none; an option of another kind.
         IndexError: on a CPU, from torch, an index outside 0 .. V - 1.
     """
-    check_floating("input", input, (torch.int64, torch.int32))
-    check_floating("weight", weight)
+    check_tensor_of("input", input, (torch.int64, torch.int32))
+    check_tensor_of("weight", weight)
     check_same(dtype=False, input=input, weight=weight)
     if weight.ndim != 2 or weight.shape[0] == 0:
         raise ValueError(f"weight has shape {list(weight.shape)}: expected [V, W], V at least 1")
@@ -167,7 +167,7 @@ def _check_norm(
     input: torch.Tensor, normalized_shape: Sequence[int], **parameters: torch.Tensor | None
 ) -> tuple[int, ...]:
     """The normalized shape. TypeError or ValueError unless it ends the input's shape and is that of the parameters."""
-    check_floating("input", input)
+    check_tensor_of("input", input)
     if not isinstance(normalized_shape, Sequence) or not normalized_shape:
         raise TypeError(f"normalized_shape={normalized_shape!r}: expected the sizes of one dimension or more, as (64,)")
     for size in normalized_shape:
@@ -178,7 +178,7 @@ def _check_norm(
     for name, parameter in parameters.items():
         if parameter is None:
             continue
-        check_floating(name, parameter)
+        check_tensor_of(name, parameter)
         check_same(dtype=False, input=input, **{name: parameter})
         if parameter.shape != shape:
             raise ValueError(f"{name} has shape {list(parameter.shape)}: expected normalized_shape, {list(shape)}")
